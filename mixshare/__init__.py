@@ -1,0 +1,26 @@
+"""Companion to the paper on MixShare: efficient feature sharing in multi-input multi-output networks.
+
+    config = mixshare.RunConfig.preset("digits", method="mixshare", seed=1)
+    run = mixshare.train(config)
+
+Torch is imported when it is first needed, so that planning a batch of runs costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from mixshare.config import RunConfig
+
+__version__ = "0.1.0"
+__all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
+
+_HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
+_ROOMS = ("batch", "chapters", "data", "figures", "metrics", "mixing", "model", "plan", "publish", "results", "runs", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"mixshare.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"mixshare.{name}")
+    raise AttributeError(f"module 'mixshare' has no attribute {name!r}")

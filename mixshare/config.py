@@ -1,0 +1,256 @@
+"""One run, named completely: the methods, the profiles, and what may be overridden. No tensors here."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from mixshare.errors import InvalidType, InvalidValue
+
+# What the methods differ in (MixShare: appendices A to C; the others: MixMo's code).
+METHODS: dict[str, dict[str, Any]] = {
+    "single": dict(
+        members=1, mix="sum", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
+        unmix=False, input_repetition=0.0, loss_root=1.0, batch_repetition=1,
+    ),
+    "mimo": dict(
+        members=2, mix="sum", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
+        unmix=False, input_repetition=0.0, loss_root=1.0, batch_repetition=2,
+    ),
+    "linear_mixmo": dict(
+        members=2, mix="linear", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
+        unmix=False, input_repetition=0.0, loss_root=3.0, batch_repetition=2,
+    ),
+    "cut_mixmo": dict(
+        members=2, mix="cutmix", mix_probability=0.5, mix_alpha=2, mix_fade=12.0, encoder_init="independent",
+        unmix=False, input_repetition=0.0, loss_root=3.0, batch_repetition=2,
+    ),
+    "mixshare": dict(
+        members=2, mix="cutmix", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="identical",
+        unmix=True, input_repetition=0.1, loss_root=1.0, batch_repetition=2,
+    ),
+}
+
+# What the data sets differ in. Digits take a rate of their own: at the paper's, their 1,600 steps (the paper: 468,600) end
+# before every method has converged.
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": dict(dataset="digits-few", depth=10, width=1.0, epochs=2, crop_padding=2, flip=False, learning_rate=0.1),
+    "digits": dict(dataset="digits", depth=10, width=1.0, epochs=40, crop_padding=2, flip=False, learning_rate=0.1),
+    "cifar100-lite": dict(dataset="cifar100", depth=16, width=1.0, epochs=6, crop_padding=4, flip=True),
+    "paper": dict(dataset="cifar100", depth=28, width=2.0, epochs=300, crop_padding=4, flip=True),
+}
+
+# What all runs share unless overridden (appendix A).
+COMMON: dict[str, Any] = dict(
+    batch_size=64, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1, unmix_normalize=True, unmix_resize="area",
+    pixel_cutmix=False, precision="float32", capture=False, deterministic=True, threads=1, device="auto",
+)  # fmt: skip
+
+# Fields that say how a run is executed, not which run it is: they stay out of its name and its digest.
+EXECUTION = ("capture", "deterministic", "threads", "device")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CHOICES = {
+    "mix": ("sum", "linear", "cutmix"),
+    "unmix_resize": ("area", "nearest"),
+    "encoder_init": ("independent", "identical", "colinear"),
+    "precision": ("float32", "bfloat16"),
+}
+# field: (least, greatest, whether the ends themselves are possible)
+_RANGES = {
+    "seed": (0, 2**63 - 1, True, True),
+    "width": (0, math.inf, False, False),
+    "members": (1, 64, True, True),
+    "epochs": (1, math.inf, True, True),
+    "batch_size": (1, math.inf, True, True),
+    "batch_repetition": (1, math.inf, True, True),
+    "learning_rate": (0, math.inf, False, False),
+    "momentum": (0, 1, True, False),
+    "l2": (0, math.inf, True, False),
+    "warmup_epochs": (0, math.inf, True, True),
+    "decay": (0, 1, False, True),
+    "crop_padding": (0, math.inf, True, True),
+    "mix_probability": (0, 1, True, True),
+    "mix_alpha": (1, 1000, True, True),
+    "mix_fade": (0, math.inf, True, False),
+    "input_repetition": (0, 1, True, True),
+    "loss_root": (1, math.inf, True, False),
+    "threads": (1, 1024, True, True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. Made with `RunConfig.preset`; every field is part of the record, most of them of the run's name.
+
+    Raises ValueError or TypeError, in one line that says what is possible, for anything that can't be trained.
+    """
+
+    profile: str
+    method: str
+    seed: int
+    dataset: str  # "digits", "digits-few", or the name of an archive in the data folder, such as "cifar100"
+    depth: int  # 6n + 4 layers
+    width: float  # channels of the three groups: 16, 32, 64 times the width, rounded
+    members: int  # M, subnetworks
+    epochs: int
+    batch_size: int  # rows a step, of batch_size / batch_repetition different images
+    batch_repetition: int  # b: how often an epoch shows each image to each member
+    learning_rate: float  # default: 0.1 / b * batch_size / 128 (appendix A)
+    momentum: float  # Nesterov's
+    l2: float  # of the loss's term l2 * sum of squares; as SGD's weight decay twice this (MixMo)
+    warmup_epochs: int  # linear, a step at a time
+    milestones: tuple[int, ...]  # epochs, counted from 0, from which on the learning rate is multiplied by decay
+    decay: float
+    crop_padding: int  # pixels of zeros on each side before the random crop
+    flip: bool  # horizontally, with probability 1/2
+    mix: str  # in the input block: "sum", "linear" or "cutmix"
+    mix_probability: float  # of cutmix in a batch; linear otherwise
+    mix_alpha: int  # ratios follow Beta(alpha, alpha); whole
+    mix_fade: float  # with E epochs, mix_probability is multiplied by min(1, fade * (1 - epoch / E)); 0: never fades
+    unmix: bool  # features, with the input block's masks, before the classifiers
+    unmix_normalize: bool  # average over the member's own region; else M times the masked average over all positions
+    unmix_resize: str  # how masks are brought to the feature map's size: "area" or "nearest"
+    encoder_init: str  # "independent", "identical" or "colinear" kernels
+    input_repetition: float  # share of a batch's rows that hold one image for all members
+    loss_root: float  # r: loss weights are M * ratio^(1/r), normalised; 1 keeps the ratios
+    pixel_cutmix: bool  # CutMix of pixels too (the usual MSDA): probability 1/2, Beta(1, 1)
+    precision: str  # "float32", or "bfloat16" autocast with float32 weights
+    capture: bool  # the step as one CUDA graph; without a GPU the same step runs uncaptured
+    deterministic: bool
+    threads: int  # of the processor
+    device: str  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
+        for name in ("profile", "method", "dataset"):
+            check_name(name, getattr(self, name))
+        _check_member("profile", self.profile, PROFILES)
+        _check_member("method", self.method, METHODS)
+        for name, options in _CHOICES.items():
+            _check_member(name, getattr(self, name), options)
+        for name, bounds in _RANGES.items():
+            _check_range(name, getattr(self, name), *bounds)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise InvalidValue(f"depth is {self.depth}; possible are 6n + 4: 10, 16, 22, 28, 34, 40 …")
+        if self.batch_size % self.batch_repetition:
+            raise InvalidValue(
+                f"batch_size {self.batch_size} is not a multiple of batch_repetition {self.batch_repetition}; "
+                f"possible is {self.batch_repetition * max(1, self.batch_size // self.batch_repetition)}"
+            )
+        if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise InvalidValue(f"milestones are {list(self.milestones)}; possible are epochs in rising order, such as [75, 150, 225]")
+        if self.unmix and self.mix != "cutmix":
+            raise InvalidValue(f"unmix needs mix='cutmix', whose masks it undoes, not mix='{self.mix}'")
+        if self.mix != "cutmix" and self.mix_probability != 1:
+            raise InvalidValue(f"mix_probability is the share of cutmix batches; with mix='{self.mix}' only 1 is possible")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise InvalidValue(f"device is '{self.device}'; possible are auto, cpu, cuda, cuda:0, cuda:1 …, mps")
+
+    @classmethod
+    def preset(cls, profile: str, method: str = "mixshare", seed: int = 1, **overrides: Any) -> "RunConfig":
+        """A row of the method table on a row of the profiles, with single fields overridden by name.
+
+        The learning rate and the milestones follow the batch size, the batch repetition and the epochs unless they are
+        overridden themselves (appendix A: 0.1 / b * batch / 128; at 1/4, 1/2 and 3/4 of the epochs).
+        """
+        for name, value, table in (("profile", profile, PROFILES), ("method", method, METHODS)):
+            check_name(name, value)
+            _check_member(name, value, table)
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("profile", "method", "seed")]
+        for name in overrides:
+            _check_member("override", name, names)
+        fields = COMMON | PROFILES[profile] | METHODS[method] | overrides
+        for name in ("batch_size", "batch_repetition", "epochs"):
+            _check_range(name, _typed(name, int, fields[name]), *_RANGES[name])
+        fields.setdefault("learning_rate", 0.1 / fields["batch_repetition"] * fields["batch_size"] / 128)
+        fields.setdefault("milestones", sorted({math.ceil(fields["epochs"] * k / 4) for k in (1, 2, 3)}))
+        return cls(profile=profile, method=method, seed=seed, **fields)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "RunConfig":
+        """The run that `to_dict` described. Raises ValueError where fields are missing or unknown."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != names:
+            raise InvalidValue(
+                f"a run has the fields of RunConfig; missing: {sorted(names - set(fields))}, unknown: {sorted(set(fields) - names)}"
+            )
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return dataclasses.asdict(self) | {"milestones": list(self.milestones)}
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The fields in which this run differs from its profile and method, how it is executed left out."""
+        default = self.preset(self.profile, self.method, self.seed)
+        found = {name: value for name, value in self.to_dict().items() if name not in EXECUTION and value != default.to_dict()[name]}
+        implied = self.preset(self.profile, self.method, self.seed, **{n: v for n, v in found.items() if n not in ("learning_rate", "milestones")})
+        return {name: value for name, value in found.items() if name not in ("learning_rate", "milestones") or value != implied.to_dict()[name]}
+
+    @property
+    def name(self) -> str:
+        """The run's folder below its profile: the method, and `+field=value` for each override, sorted."""
+        return "+".join([self.method, *(f"{name}={_short(value)}" for name, value in sorted(self.overrides.items()))])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every field but those that only say how the run is executed."""
+        fields = {name: value for name, value in self.to_dict().items() if name not in EXECUTION}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def check_name(what: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless `value` can be the name of a file in any folder on any system."""
+    if not isinstance(value, str):
+        raise InvalidType(f"{what} must be a name, not {value!r} ({type(value).__name__})")
+    if not _NAME.fullmatch(value):
+        raise InvalidValue(f"{what} is {value!r}; possible are names of letters, digits, '.', '_' and '-', not paths")
+
+
+def _typed(name: str, wanted: Any, value: Any) -> Any:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if wanted is int and whole:
+        return int(value)
+    if wanted is float and (whole or isinstance(value, Real) and not isinstance(value, bool)):
+        return float(value)
+    if wanted in (str, bool) and isinstance(value, wanted):
+        return value
+    if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
+        return tuple(_typed(name, int, item) for item in value)
+    kind = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(wanted, "a list of whole numbers")
+    raise InvalidType(f"{name} must be {kind}, not {value!r} ({type(value).__name__})")
+
+
+def _check_member(name: str, value: Any, options: Any) -> None:
+    if value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidValue(f"unknown {name} {value!r}{hint}; possible are {', '.join(options)}")
+
+
+def _check_range(name: str, value: float, least: float, greatest: float, with_least: bool, with_greatest: bool) -> None:
+    above = value >= least if with_least else value > least
+    below = value <= greatest if with_greatest else value < greatest
+    if not (above and below):
+        low = f"{'from' if with_least else 'above'} {least}"
+        high = "" if greatest == math.inf else f" {'to' if with_greatest else 'to below'} {greatest}"
+        raise InvalidValue(f"{name} is {value}; possible is {low}{high}{', finite' if greatest == math.inf and not with_greatest else ''}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,99 @@
+"""Where things lie, and how a file is written: beside its name, then moved into place."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixshare.errors import FileProblem
+
+
+def project_root() -> Path:
+    """The checkout that this package runs from, else the current folder."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_folder() -> Path:
+    """`$MIXSHARE_DATA`, else `data/` at the project's root."""
+    return Path(os.environ.get("MIXSHARE_DATA") or project_root() / "data")
+
+
+def outputs_folder() -> Path:
+    """`$MIXSHARE_OUTPUTS`, else `outputs/` at the project's root."""
+    return Path(os.environ.get("MIXSHARE_OUTPUTS") or project_root() / "outputs")
+
+
+def published_folder() -> Path:
+    """The results that the project publishes, tracked by git."""
+    return project_root() / "outputs" / "published"
+
+
+def shown(path: Path) -> str:
+    """A path as chapters and messages show it: relative to the project where it lies inside, so that it is true elsewhere too."""
+    try:
+        return Path(path).resolve().relative_to(project_root().resolve()).as_posix()
+    except ValueError:
+        return str(path)
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Let `writer` write a file beside `path`, then move it there; on an error nothing is left behind.
+
+    Raises OSError, naming the file and what would help, where it can't be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(beside)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except Exception as error:
+        beside.unlink(missing_ok=True) if path.parent.is_dir() else None
+        if isinstance(error, (OSError, RuntimeError)):  # torch and safetensors report a full disk as RuntimeErrors of their own
+            raise FileProblem(f"can't write {shown(path)}: {_reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    write(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; raises OSError, naming it, where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileProblem(f"can't read {shown(path)}: {_reason(error)}") from error
+    except ValueError as error:
+        raise FileProblem(f"{shown(path)} is damaged ({error}); delete it, and the run makes it again") from error
+
+
+def need_room(folder: Path, size: int) -> None:
+    """Raises OSError where `folder`'s disk can't hold `size` bytes more."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise FileProblem(f"{shown(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; make room or set MIXSHARE_OUTPUTS")
+
+
+def digest_of(*parts: bytes) -> str:
+    """SHA-256 over parts, each preceded by its length, so that no two lists of parts share one."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -1,0 +1,199 @@
+"""A run on disk: where it lies, whether it is done, loading, and what made it.
+
+A run's folder holds config.json, history.csv, weights.safetensors, test_logits.npz, and metrics.json, which is written last:
+a run is done when it is whole and of the same configuration. checkpoint.pt lies there while the run is unfinished.
+"""
+
+import platform
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from mixshare.config import RunConfig
+from mixshare.errors import FileProblem
+from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write, write_json, write_text
+from mixshare.model import MimoWideResNet
+
+RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; what it holds is read when it is asked for."""
+
+    config: RunConfig
+    folder: Path
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Every figure of the last epoch, as fractions, and `provenance`."""
+        return read_json(self.folder / "metrics.json")
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch."""
+        return _read(self.folder / "history.csv", lambda path: pd.read_csv(path, float_precision="round_trip"))
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """The members' logits on the test set, (M, N, classes) float16, rows as `load_data` orders them."""
+        return torch.from_numpy(_read(self.folder / "test_logits.npz", lambda path: np.load(path)["logits"]))
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """The labels of the test set, (N,) int64."""
+        return torch.from_numpy(_read(self.folder / "test_logits.npz", lambda path: np.load(path)["labels"].astype(np.int64)))
+
+    @cached_property
+    def model(self) -> MimoWideResNet:
+        """The trained network on the processor, in evaluation mode."""
+        weights = _read(self.folder / "weights.safetensors", load_file)
+        channels, classes = weights["encoders.0.weight"].shape[1], weights["classifiers.0.bias"].shape[0]
+        model = build_model(self.config, channels, classes)
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def _read(path: Path, reader) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError as error:
+        raise FileProblem(f"{shown(path)} is missing; mixshare.train makes the run again once its folder is deleted") from error
+    except Exception as error:  # each format's reader has errors of its own for a damaged file
+        raise FileProblem(f"{shown(path)} is damaged ({error}); mixshare.train makes the run again once its folder is deleted") from error
+
+
+def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:
+    """The network of a run, with the weights that its seed starts from."""
+    return MimoWideResNet(
+        depth=config.depth,
+        width=config.width,
+        members=config.members,
+        classes=classes,
+        channels=channels,
+        encoder_init=config.encoder_init,
+        unmix_normalize=config.unmix_normalize,
+        unmix_resize=config.unmix_resize,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def run_folder(config: RunConfig, base: Path | None = None) -> Path:
+    """`<base>/<profile>/<name>/seed-<n>`, by default in the outputs folder."""
+    return (base or outputs_folder()) / config.profile / config.name / f"seed-{config.seed}"
+
+
+def problem(config: RunConfig, folder: Path) -> str | None:
+    """Why the run in `folder` is not a finished run of this configuration, in a line; None where it is."""
+    missing = [name for name in RUN_FILES if not (folder / name).is_file()]
+    if missing:
+        return f"{shown(folder)} has no {', '.join(missing)}"
+    try:
+        digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
+    except (OSError, KeyError, TypeError) as error:
+        return str(error) if isinstance(error, OSError) else f"{shown(folder / 'metrics.json')} is damaged; delete it, and the run makes it again"
+    return None if digest == config.digest else f"{shown(folder)} holds a run of another configuration{_differences(config, folder)}"
+
+
+def _differences(config: RunConfig, folder: Path) -> str:
+    try:
+        there, here = read_json(folder / "config.json"), config.to_dict()
+        found = [f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in here if there.get(name) != here[name]]
+    except (OSError, AttributeError):
+        return ""
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def load(config: RunConfig) -> Run:
+    """The finished run of a configuration: from the outputs folder, else from the published results.
+
+    Raises OSError, saying what is wrong with each, where neither has it.
+    """
+    reasons = []
+    for base in (outputs_folder(), published_folder()):
+        folder = run_folder(config, base)
+        reason = problem(config, folder)
+        if reason is None:
+            return Run(config, folder)
+        reasons.append(reason)
+    damaged = run_folder(config).exists() or run_folder(config, published_folder()).exists()
+    detail = "; ".join(reasons) if damaged else f"neither {shown(run_folder(config))} nor a published one exists"
+    raise FileProblem(f"no finished run of {config.method}, seed {config.seed}, profile {config.profile}: {detail}; mixshare.train(config) makes it")
+
+
+@contextmanager
+def only_writer(config: RunConfig):
+    """Hold the run's folder: two processes never train the same run; the second waits here and then finds it done.
+
+    The lock is the operating system's, so that of a dead process holds nobody up. Raises OSError where the folder can't be written.
+    """
+    folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"waiting for the process that trains {shown(folder)} …", flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise FileProblem(f"can't write {shown(folder)}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def save(config: RunConfig, model: MimoWideResNet, history: list[dict], logits: torch.Tensor, labels: torch.Tensor, metrics: dict[str, Any]) -> Run:
+    """Write a finished run, metrics.json last, and drop its checkpoint."""
+    folder = run_folder(config)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_json(folder / "config.json", config.to_dict())
+    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    write(folder / "weights.safetensors", lambda path: save_file(weights, path))
+    write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels))
+    write_json(folder / "metrics.json", metrics)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Run(config, folder)
+
+
+def _save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    with open(path, "wb") as file:
+        np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int16))
+
+
+def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What decides a run's last bits besides its configuration: versions, device, threads. Names no user, host or folder."""
+    gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        "system": platform.system(),
+        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": config.threads,
+        "deterministic": config.deterministic,
+        "capture": config.capture and gpu,
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """The git commit of the checkout that runs, and whether its tracked files were as committed; None outside of one."""
+    root = project_root()
+    try:
+        commit, status = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_clean": None}
+    return {"git_commit": commit, "git_clean": not status}

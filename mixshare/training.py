@@ -1,0 +1,285 @@
+"""Training: the step, the schedule, checkpoints, exact resume.
+
+A step is a function of (weights, draws) alone, and the plan gives the same draws on both sides of a crash. So a checkpoint needs
+weights, momentum and the number of epochs done, and no generator's state.
+"""
+
+import os
+import pickle
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mixshare import mixing, runs
+from mixshare.batch import Batches, Normalise
+from mixshare.config import RunConfig
+from mixshare.data import Data, load_data
+from mixshare.errors import Diverged, FileProblem, InvalidValue
+from mixshare.files import need_room, shown, write
+from mixshare.metrics import evaluate
+from mixshare.plan import plan_epoch, steps_per_epoch
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
+EVALUATION_ROWS = 500
+
+
+def train(config: RunConfig) -> runs.Run:
+    """Train a run, or resume it where it was cut off, or return it where it is finished.
+
+    Raises ValueError or OSError, in a line, where it can't be trained or written, and ArithmeticError where the loss is not finite.
+    """
+    folder = runs.run_folder(config)
+    if runs.problem(config, folder) is None:
+        return runs.Run(config, folder)
+    data = load_data(config.dataset)
+    steps_per_epoch(config, len(data.train_images))  # bad input is found before a folder is made
+    device = choose_device(config)
+    with runs.only_writer(config), _execution(config, device):
+        if runs.problem(config, folder) is None:
+            return runs.Run(config, folder)
+        _refuse_foreign(config, folder)
+        training = Training(config, data.to(device), device)
+        training.run(folder / "checkpoint.pt")
+        logits, labels = test_logits(training.model, training.data), training.data.test_labels
+        metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
+        return runs.save(config, training.model, training.history, logits, labels, metrics)
+
+
+class Training:
+    """A run in the making: network, optimizer, history, and what a checkpoint holds of them."""
+
+    def __init__(self, config: RunConfig, data: Data, device: torch.device):
+        self.config, self.data, self.device = config, data, device
+        height, width, channels = data.shape
+        self.model = runs.build_model(config, channels, len(data.class_names)).to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.model, config)
+        self.batches = Batches(data, config)
+        self.steps = steps_per_epoch(config, len(data.train_images))
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.environment = runs.environment(config, device)
+        self.earlier_environments: list[dict[str, Any]] = []
+
+    def run(self, checkpoint: Path) -> None:
+        """Train the epochs that are left, keeping a checkpoint."""
+        need_room(checkpoint.parent, 16 * sum(p.numel() for p in self.model.parameters()) + 1_000_000)
+        if checkpoint.exists():
+            self.restore(checkpoint)
+        step = Step(self.model, self.optimizer, self.batches, self.config)
+        started = saved = time.monotonic()
+        before = self.seconds
+        with _progress(self.config, len(self.history)) as bar:
+            while len(self.history) < self.config.epochs:
+                self.epoch(step)
+                self.seconds = before + time.monotonic() - started
+                bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
+                bar.update()
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                    write(checkpoint, self.save)
+                    saved = time.monotonic()
+
+    def epoch(self, step: "Step") -> None:
+        """Train one epoch; its plan goes to the device once, its losses come back once."""
+        epoch, (height, width, _) = len(self.history), self.data.shape
+        plan = plan_epoch(self.config, epoch, len(self.data.train_images), height, width)
+        draws = {name: value.to(self.device) for name, value in plan.tensors().items()}
+        rates = [learning_rate(self.config, epoch, k, self.steps) for k in range(self.steps)]
+        self.model.train()
+        losses = torch.stack([step({name: value[k] for name, value in draws.items()}, rate) for k, rate in enumerate(rates)]).cpu()
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).nonzero()[0, 0])
+            raise Diverged(
+                f"the loss of {self.config.method}, seed {self.config.seed}, is {losses[first].item()} in epoch {epoch}, step {first}; "
+                f"try a learning_rate below {self.config.learning_rate:g}, more warmup_epochs, or precision='float32'"
+            )
+        accuracy = evaluate(test_logits(self.model, self.data), self.data.test_labels)
+        self.history.append({
+            "epoch": epoch, "learning_rate": rates[-1], "loss": losses.double().mean().item(),
+            "test_accuracy_ensemble": accuracy["accuracy_ensemble"], "test_accuracy_individual": accuracy["accuracy_individual"],
+        })  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on."""
+        torch.save(
+            {
+                "format": CHECKPOINT_FORMAT,
+                "config_digest": self.config.digest,
+                "data_digest": self.data.digest,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history,
+                "seconds": self.seconds,
+                "environments": [*self.earlier_environments, self.environment],
+            },
+            path,
+        )
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
+        remedy = "delete it to start this run over"
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            for name, wanted in (("format", CHECKPOINT_FORMAT), ("config_digest", self.config.digest), ("data_digest", self.data.digest)):
+                if state[name] != wanted:
+                    raise FileProblem(f"{shown(path)} is of another run: its {name.replace('_', ' ')} is {state[name]}, wanted is {wanted}; {remedy}")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history, self.seconds = list(state["history"]), float(state["seconds"])
+            self.earlier_environments = [e for e in state["environments"] if e != self.environment]
+        except FileProblem:
+            raise
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
+            raise FileProblem(f"{shown(path)} is damaged or no checkpoint ({str(error).splitlines()[0][:100]}); {remedy}") from error
+
+    def provenance(self) -> dict[str, Any]:
+        """What made this run; where it was resumed elsewhere, the environments of the earlier sittings too."""
+        return {
+            "config_digest": self.config.digest,
+            "data_digest": self.data.digest,
+            **runs.code_version(),
+            **self.environment,
+            "earlier_environments": self.earlier_environments,
+            "wall_seconds": round(self.seconds, 3),
+        }
+
+
+class Step:
+    """One training step, a pure function of (weights, draws): on a GPU, where wanted, captured once and replayed as a graph."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, config: RunConfig):
+        self.model, self.optimizer, self.batches, self.config = model, optimizer, batches, config
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.captured = config.capture and batches.padded.is_cuda
+        self.calls = 0
+
+    def __call__(self, draws: dict[str, Tensor], rate: float) -> Tensor:
+        """Train on one step's draws at this learning rate; returns the loss, a scalar that stays on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
+        if not self.captured:
+            return self.plain(draws)
+        return self.replay(draws)
+
+    def plain(self, draws: dict[str, Tensor]) -> Tensor:
+        """The step itself."""
+        losses = member_losses(self.model, self.batches, self.config, draws)
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        self.optimizer.step()
+        return losses.detach().sum()
+
+    def replay(self, draws: dict[str, Tensor]) -> Tensor:
+        """The step as a graph: three plain ones on a side stream to warm up, as capturing wants it, then replays."""
+        self.calls += 1
+        if self.calls <= 3:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loss = self.plain(draws)
+            torch.cuda.current_stream().wait_stream(side)
+            return loss
+        if self.graph is None:
+            self.held = {name: value.clone() for name, value in draws.items()}
+            self.graph = torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad()
+            with torch.cuda.graph(self.graph):
+                self.loss = self.plain(self.held)
+        for name, value in draws.items():
+            self.held[name].copy_(value)
+        self.graph.replay()
+        return self.loss.clone()
+
+
+def member_losses(model: nn.Module, batches: Batches, config: RunConfig, draws: dict[str, Tensor]) -> Tensor:
+    """Each member's weighted cross-entropy, averaged over the rows: (M,); their sum is the training loss without its l2 term."""
+    batch = batches(draws)
+    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        logits = model(batch.inputs, batch.masks, unmix=config.unmix)
+    losses = _cross_entropy(logits, batch.labels)
+    if batch.partner_labels is not None:
+        losses = batch.own_share * losses + (1 - batch.own_share) * _cross_entropy(logits, batch.partner_labels)
+    weights = mixing.loss_weights(mixing.mask_ratios(batch.masks), config.loss_root)
+    return (weights * losses).mean(dim=1)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
+    """Nesterov SGD; the loss term l2 * sum of squares over ALL parameters is a weight decay of 2 * l2 (MixMo)."""
+    parameters = list(model.parameters())
+    rate = torch.tensor(config.learning_rate, device=parameters[0].device) if config.capture and parameters[0].is_cuda else config.learning_rate
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=2 * config.l2, fused=parameters[0].device.type != "mps"
+    )
+
+
+def learning_rate(config: RunConfig, epoch: int, step: int, steps: int) -> float:
+    """The rate of a step, epoch and step counted from 0: linear warm-up, then times `decay` at each milestone (appendix A)."""
+    warm = min(1.0, (epoch * steps + step + 1) / (config.warmup_epochs * steps)) if config.warmup_epochs else 1.0
+    return config.learning_rate * warm * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
+
+
+@torch.no_grad()
+def test_logits(model: nn.Module, data: Data) -> Tensor:
+    """The members' logits on the test set, every member given the same image: (M, N, classes) float16.
+
+    Rounded to what is kept on disk, so that every figure can be computed again from there.
+    """
+    model.eval()
+    normalise = Normalise(data)
+    parts = []
+    for images in data.test_images.split(EVALUATION_ROWS):
+        inputs = normalise.inputs(images).expand(model.members, -1, -1, -1, -1)
+        parts.append(model(inputs).half())
+    return torch.cat(parts, dim=1)
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device that a run's `device` names; raises ValueError where this machine does not have it."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise InvalidValue(f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'")
+    return device
+
+
+@contextmanager
+def _execution(config: RunConfig, device: torch.device):
+    """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.benchmark
+    try:
+        torch.set_num_threads(config.threads)
+        torch.use_deterministic_algorithms(config.deterministic)
+        cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        cudnn.allow_tf32, cudnn.benchmark = before[2:]
+
+
+def _refuse_foreign(config: RunConfig, folder: Path) -> None:
+    """A finished run of another configuration is somebody's result: it is not overwritten."""
+    if (folder / "metrics.json").is_file() and (reason := runs.problem(config, folder)) and "another configuration" in reason:
+        raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
+
+
+def _progress(config: RunConfig, done: int) -> tqdm:
+    """A bar where a person watches: a terminal, or a notebook opened in Jupyter (which names its session to its kernels)."""
+    watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    return tqdm(total=config.epochs, initial=done, desc=f"{config.name} seed {config.seed}", unit="epoch", disable=not watched)
