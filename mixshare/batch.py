@@ -84,6 +84,10 @@ class Normalise:
         """(…, C, H, W) uint8 -> (…, C, H, W) float32."""
         return images * self.scale - self.shift
 
+    def undo(self, inputs: Tensor) -> Tensor:
+        """(…, C, H, W) normalised -> (…, C, H, W) on the 0..1 scale, for pictures."""
+        return ((inputs + self.shift) / (255 * self.scale)).clamp(0, 1)
+
     def inputs(self, images: Tensor) -> Tensor:
         """As `Data` holds them, (N, H, W, C) uint8 -> (N, C, H, W) float32."""
         return self(images.permute(0, 3, 1, 2))

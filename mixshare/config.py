@@ -252,5 +252,5 @@ def _short(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return (f"{value:g}" if float(f"{value:g}") == value else repr(value)).replace("e+", "e")  # + parts the fields of a name
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)

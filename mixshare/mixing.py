@@ -42,21 +42,24 @@ def mix(encodings: Tensor, masks: Tensor) -> Tensor:
     return len(encodings) * (encodings * masks).sum(dim=0)
 
 
+def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> Tensor:
+    """Bring masks (M, B, 1, H, W) to a feature map's size, (M, B, 1, h, w), by "area" averaging or by taking the "nearest"."""
+    flat = masks.flatten(0, 1)
+    small = F.adaptive_avg_pool2d(flat, size) if resize == "area" else F.interpolate(flat, size, mode="nearest-exact")
+    return small.unflatten(0, masks.shape[:2])
+
+
 def unmix(features: Tensor, masks: Tensor, normalize: bool = True, resize: str = "area") -> Tensor:
     """Pool for each member the features of its own region: (B, C, h, w), (M, B, 1, H, W) -> (M, B, C).
 
-    The masks are brought to the feature map's size by area averaging, or by taking the nearest. `normalize` averages over the
-    region, and gives zeros where it is empty; without it, M times the average of mask * features over all positions.
+    The masks are brought to the feature map's size with `resize_masks`. `normalize` averages over the region, and gives zeros
+    where it is empty; without it, M times the average of mask * features over all positions.
     """
-    members, batch = masks.shape[:2]
-    size = features.shape[-2:]
-    flat = masks.flatten(0, 1)
-    small = F.adaptive_avg_pool2d(flat, size) if resize == "area" else F.interpolate(flat, size, mode="nearest-exact")
-    small = small.view(members, batch, -1)  # (M, B, h * w)
+    small = resize_masks(masks, features.shape[-2:], resize).flatten(2)  # (M, B, h * w)
     if normalize:
         weights = small / small.sum(dim=2, keepdim=True).clamp_min(torch.finfo(small.dtype).tiny)
     else:
-        weights = small * (members / small.shape[2])
+        weights = small * (len(masks) / small.shape[2])
     pooled = features.flatten(2) @ weights.permute(1, 2, 0).to(features.dtype)  # (B, C, M)
     return pooled.permute(2, 0, 1)
 

@@ -24,6 +24,7 @@ from mixshare.files import outputs_folder, project_root, published_folder, read_
 from mixshare.model import MimoWideResNet
 
 RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", "metrics.json")
+LARGE_FILES = ("weights.safetensors", "test_logits.npz")  # published for every seed only where they are small
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def run_folder(config: RunConfig, base: Path | None = None) -> Path:
 
 def problem(config: RunConfig, folder: Path) -> str | None:
     """Why the run in `folder` is not a finished run of this configuration, in a line; None where it is."""
-    missing = [name for name in RUN_FILES if not (folder / name).is_file()]
+    needed = [name for name in RUN_FILES if name not in LARGE_FILES or not folder.is_relative_to(published_folder())]
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{shown(folder)} has no {', '.join(missing)}"
     try:
@@ -158,12 +160,17 @@ def save(config: RunConfig, model: MimoWideResNet, history: list[dict], logits: 
     folder = run_folder(config)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_json(folder / "config.json", config.to_dict())
-    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    write_history(folder, history)
     write(folder / "weights.safetensors", lambda path: save_file(weights, path))
     write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels))
     write_json(folder / "metrics.json", metrics)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(config, folder)
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    """Write history.csv, one row an epoch, figures to their last bit."""
+    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
 
 
 def _save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:

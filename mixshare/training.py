@@ -84,6 +84,7 @@ class Training:
                 bar.update()
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                     write(checkpoint, self.save)
+                    runs.write_history(checkpoint.parent, self.history)  # for a person who watches; resuming reads the checkpoint
                     saved = time.monotonic()
 
     def epoch(self, step: "Step") -> None:
@@ -144,6 +145,8 @@ class Training:
         return {
             "config_digest": self.config.digest,
             "data_digest": self.data.digest,
+            "train_images": len(self.data.train_images),
+            "image_shape": list(self.data.shape),
             **runs.code_version(),
             **self.environment,
             "earlier_environments": self.earlier_environments,

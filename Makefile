@@ -1,0 +1,43 @@
+# Needs make and a Python from 3.11 on; everything else is installed into .venv.
+PYTHON  ?= python3
+PROFILE ?= digits
+CORES   ?= all
+BIN     := .venv/bin
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --rerun-triggers input --quiet rules host
+
+.PHONY: env lock reproduce publish test notebook chapters clean
+.DEFAULT_GOAL := reproduce
+
+env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
+	@cat requirements.lock pyproject.toml | cmp -s - .venv/made-from || { \
+		rm -rf .venv && $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixshare needs Python 3.11 or newer; name one with make PYTHON=python3.12')" && \
+		$(PYTHON) -m venv .venv && \
+		echo "installing the environment: a few minutes, once" && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
+		cat requirements.lock pyproject.toml > .venv/made-from; }
+
+reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, FRESH=1)
+	@$(BIN)/python -m mixshare prepare $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(if $(SEEDS),seeds=$(SEEDS))
+	@$(BIN)/python -m mixshare table $(PROFILE)
+
+publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date
+	@$(BIN)/python -m mixshare publish $(PROFILE)
+
+test: env ## the tests, and the chapters in their smoke form against their committed outputs
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)
+
+notebook: env ## the chapters in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+chapters: env ## execute the chapters in their smoke form and put the outputs into them
+	@$(BIN)/python -m mixshare refresh
+
+lock: ## resolve pyproject.toml into requirements.lock again, for all systems
+	@$(PYTHON) -m pip install --quiet uv
+	@$(PYTHON) -m uv pip compile pyproject.toml --all-extras --universal --fork-strategy fewest --no-header --no-annotate --quiet --output-file requirements.lock
+
+clean: ## the environment and what tools leave behind; results stay
+	@rm -rf .venv .snakemake .pytest_cache .hypothesis *.egg-info build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

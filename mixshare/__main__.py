@@ -1,0 +1,65 @@
+"""What the Makefile and the Snakefile call: `python -m mixshare <verb>`. People call papermill, make, or the package itself."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mixshare.files import outputs_folder
+
+
+def main() -> int:
+    """Run one verb; an error of ours is its message alone, and exit status 1."""
+    parser = argparse.ArgumentParser(prog="mixshare", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
+    prepare.add_argument("profile")
+    prepare.add_argument("--methods", help="such as mimo,mixshare")
+    prepare.add_argument("--seeds", help="such as 1,2,3")
+    prepare.add_argument("--fresh", action="store_true", help="start over")
+    chapter = verbs.add_parser("chapter", help="execute one chapter")
+    chapter.add_argument("name")
+    chapter.add_argument("output", type=Path)
+    chapter.add_argument("--parameters", type=json.loads, default={})
+    chapter.add_argument("--reads", nargs="*", type=Path, default=())
+    refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
+    refresh.add_argument("names", nargs="*")
+    publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
+    publish.add_argument("profile")
+    table = verbs.add_parser("table", help="print a profile's table of results")
+    table.add_argument("profile")
+    arguments = parser.parse_args()
+    try:
+        _run(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"mixshare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.verb == "chapter":
+        from mixshare import chapters
+
+        chapters.execute(arguments.name, arguments.output, arguments.parameters, arguments.reads)
+    elif arguments.verb == "refresh":
+        from mixshare import chapters
+
+        for name in arguments.names or sorted(path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")):
+            chapters.refresh(name)
+    elif arguments.verb == "prepare":
+        from mixshare import targets
+
+        chosen = targets.selection(arguments.methods, arguments.seeds)
+        targets.prepare(targets.results(arguments.profile, *chosen), arguments.fresh)
+    else:
+        from mixshare import publish
+
+        if arguments.verb == "publish":
+            publish.publish(arguments.profile)
+        else:
+            print(publish.readme_table(arguments.profile, outputs_folder() / arguments.profile))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The notebooks as a batch runs them: parameters checked before anything starts, executed by papermill, moved into place when whole."""
+
+import ast
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mixshare.config import RunConfig
+from mixshare.errors import FileProblem, InvalidType, InvalidValue
+from mixshare.files import digest_of, project_root, shown, write_text
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+QUIET_KERNEL = ["--log-level=50"]  # ipykernel else warns in every run that its sockets on this host are not encrypted
+TOLD_EVERY = 10.0  # seconds between two lines about a run that is under way
+
+
+def chapter_path(name: str) -> Path:
+    """Where a chapter lies; raises OSError, listing all, where there is none of that name."""
+    folder = project_root() / "notebooks"
+    path = folder / f"{name}.ipynb"
+    if not path.is_file():
+        raise FileProblem(f"no chapter {name!r}; possible are {', '.join(sorted(p.stem for p in folder.glob('*.ipynb')))}")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A notebook as plain JSON; nbformat's own reader takes two seconds to import, which every kernel would wait for."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def declared(source: str) -> dict[str, type]:
+    """The parameters that a cell declares with annotations, such as `seed: int = 1`."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic declares none
+        return {}
+    return {node.target.id: TYPES[ast.unparse(node.annotation)] for node in body if isinstance(node, ast.AnnAssign)}
+
+
+def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
+    """Raises ValueError for a parameter that a chapter does not have, and TypeError for one of a wrong type."""
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidValue(f"this chapter has no parameter {name!r}; possible are {', '.join(known)}")
+        wanted = known[name]
+        fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
+        if not fits:
+            raise InvalidType(f"parameter {name} must be of type {wanted.__name__}, not {value!r} ({type(value).__name__})")
+
+
+def check_parameters(cells: Sequence[str], namespace: dict[str, Any]) -> None:
+    """What a chapter calls first, with `In` and `globals()`: its own parameters, as edited or as papermill injected them, checked.
+
+    Papermill by itself only warns of a key that a notebook does not have.
+    """
+    known: dict[str, type] = {}
+    injected: set[str] = set()
+    for source in cells:
+        known |= declared(source)
+        if source.startswith("# Parameters\n"):  # papermill's own heading of the cell that it injects
+            injected = {target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets}
+    check_values(known, {name: namespace[name] for name in [*known, *sorted(injected - set(known))]})
+
+
+def fingerprint(chapter: Path, parameters: dict[str, Any], reads: Sequence[Path]) -> str:
+    """What an executed chapter was made from: its cells' text, its parameters, and the content of the files that it reads."""
+    cells = ["".join(cell["source"]) for cell in _read(chapter)["cells"]]
+    contents = [path.read_bytes() if path.is_file() else b"" for path in reads]
+    return digest_of(json.dumps(cells).encode(), json.dumps(parameters, sort_keys=True).encode(), *contents)
+
+
+def is_current(output: Path, chapter: Path, parameters: dict[str, Any], reads: Sequence[Path]) -> bool:
+    """Whether `output` is this chapter executed whole, from what is there now."""
+    try:
+        made_from = _read(output)["metadata"]["mixshare"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not executed by us
+        return False
+    return made_from == fingerprint(chapter, parameters, reads)
+
+
+def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence[Path] = ()) -> None:
+    """Execute a chapter with papermill into `output`, which is there only when it is whole.
+
+    While it runs, and where it fails, it lies beside as `<name>.partial.ipynb`. Raises ValueError or TypeError for parameters
+    that it does not have, before anything starts, and OSError with the chapter's own last error where a cell fails.
+    """
+    import papermill
+
+    chapter = chapter_path(name)
+    check_against(chapter, parameters)
+    partial = output.with_name(f"{output.stem}.partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _told(output.parent):
+            notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
+    except papermill.PapermillExecutionError as error:
+        raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
+    notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads)}
+    save(notebook, output)
+    partial.unlink()
+
+
+def check_against(chapter: Path, parameters: dict[str, Any]) -> None:
+    """Parameters against a chapter, and against the methods and profiles where it has these."""
+    known = declared(next("".join(cell["source"]) for cell in _read(chapter)["cells"] if "parameters" in cell["metadata"].get("tags", [])))
+    check_values(known, parameters)
+    if "method" in known and {"profile", "method", "seed"} <= set(parameters):
+        RunConfig.preset(parameters["profile"], parameters["method"], parameters["seed"], **parameters.get("overrides", {}))
+
+
+def refresh(name: str) -> None:
+    """Execute a chapter in its smoke form and put its outputs into the chapter itself, times and folders stripped."""
+    import papermill
+
+    path = chapter_path(name)
+    notebook = papermill.execute_notebook(path, None, progress_bar=False, extra_arguments=QUIET_KERNEL)
+    save(notebook, path)
+
+
+def save(notebook: Any, path: Path) -> None:
+    """Write an executed notebook without what differs from run to run and from machine to machine: times, folders, identifiers."""
+    import nbformat
+
+    parameters = notebook.metadata.pop("papermill", {}).get("parameters", {})
+    if parameters:
+        notebook.metadata["papermill"] = {"parameters": parameters}
+    notebook.metadata["language_info"] = {"name": "python"}
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+    nbformat.validate(notebook)
+    write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Now and then a line on how far the run in `folder` is, for a person who waits for a batch."""
+    done, label = threading.Event(), "/".join(folder.parts[-2:])
+
+    def tell() -> None:
+        while not done.wait(TOLD_EVERY):
+            try:
+                rows = (folder / "history.csv").read_text().splitlines()
+                last = dict(zip(rows[0].split(","), rows[-1].split(",")))
+                print(f"{label}: {len(rows) - 1} epochs done, loss {float(last['loss']):.3f}", file=sys.stderr, flush=True)
+            except (OSError, IndexError, ValueError, KeyError):  # nothing to tell yet
+                continue
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

@@ -1,0 +1,140 @@
+"""Matplotlib figures from tables and tensors. Nothing is computed here but where to draw."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from mixshare.files import write
+
+# Okabe and Ito's palette, safe for the colour-blind; the same method has the same colour everywhere.
+COLOURS = {"single": "#000000", "mimo": "#E69F00", "linear_mixmo": "#56B4E9", "cut_mixmo": "#0072B2", "mixshare": "#D55E00"}
+OTHER = "#999999"
+MEMBERS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+STYLE = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def colour(method: str) -> str:
+    """A method's colour; an ablation has that of the method that it starts from."""
+    return COLOURS.get(method.split("+")[0], OTHER)
+
+
+@contextmanager
+def _drawing(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure in the house style and its axes (rows, columns); closed for pyplot, so that a chapter shows it once, as a cell's value."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+        yield figure, axes
+        plt.close(figure)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, without the time and the version of its making."""
+    write(path, lambda beside: figure.savefig(beside, format="png", dpi=160, metadata={"Software": None}))
+
+
+def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept: Tensor) -> Figure:
+    """One row of the picture for each row of a batch: inputs, masks, the mixed encoding, the core's features, what is kept of them.
+
+    images (M, R, C, H, W) in 0..1; masks (M, R, 1, H, W); mixed (R, H, W), features (R, h, w): averages over the channels;
+    kept (M, R, h, w).
+    """
+    members, rows = masks.shape[:2]
+    ranges = {"features": float(features.max())}
+    columns = [(f"input {m + 1}", images[m], None) for m in range(members)]
+    columns += [(f"mask {m + 1}", masks[m, :, 0], (0, 1)) for m in range(members)]
+    columns += [("mixed encoding", mixed, None), ("features", features, (0, ranges["features"]))]
+    columns += [(f"kept for\nclassifier {m + 1}", kept[m], (0, ranges["features"])) for m in range(members)]
+    with _drawing(rows, len(columns), (1.05 * len(columns), 1.1 * rows + 0.4)) as (figure, axes):
+        for column, (title, pictures, limits) in enumerate(columns):
+            axes[0, column].set_title(title, fontsize=8)
+            for row in range(rows):
+                _picture(axes[row, column], pictures[row], limits)
+    return figure
+
+
+def _picture(axes: Axes, picture: Tensor, limits: tuple[float, float] | None) -> None:
+    shown = picture.permute(1, 2, 0) if picture.dim() == 3 else picture
+    low, high = limits or (None, None)
+    axes.imshow(shown.detach().squeeze().numpy(), cmap="gray" if picture.dim() == 3 or limits == (0, 1) else "viridis", vmin=low, vmax=high)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=OTHER, linewidth=0.5)
+
+
+def schedule(rates: Sequence[float], steps: int) -> Figure:
+    """The learning rate over training, a value a step, against epochs."""
+    with _drawing(1, 1, (4.5, 2.2)) as (figure, axes):
+        axes[0, 0].plot(np.arange(1, len(rates) + 1) / steps, rates, color="black", linewidth=1)
+        axes[0, 0].set(xlabel="epochs trained", ylabel="learning rate", yscale="log")
+    return figure
+
+
+def curves(history: pd.DataFrame, method: str) -> Figure:
+    """Training loss, and test accuracy of the ensemble and of the members on their own, against epochs."""
+    with _drawing(1, 2, (7.2, 2.4)) as (figure, axes):
+        left, right = axes[0]
+        epochs = history["epoch"] + 1
+        for panel in (left, right):
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.plot(epochs, history["loss"], color=colour(method))
+        left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
+        right.plot(epochs, 100 * history["test_accuracy_ensemble"], color=colour(method), label="ensemble")
+        right.plot(epochs, 100 * history["test_accuracy_individual"], color=colour(method), linestyle=":", label="individual, mean")
+        right.set(xlabel="epochs trained", ylabel="test accuracy, %", ylim=(None, 100.5))
+        right.legend()
+    return figure
+
+
+def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
+    """Test images, and the probability that each member and the ensemble give to each class.
+
+    images (R, H, W, C) uint8; probabilities (M + 1, R, K), the ensemble's last; labels (R,).
+    """
+    members, rows, classes = probabilities.shape
+    with _drawing(2, rows, (1.25 * rows, 2.6), height_ratios=(1, 1.2)) as (figure, axes):
+        for row in range(rows):
+            axes[0, row].imshow(images[row].squeeze().numpy(), cmap="gray")
+            axes[0, row].set_title(names[int(labels[row])], fontsize=8)
+            axes[0, row].set_axis_off()
+            axes[1, row].imshow(probabilities[:, row].numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+            axes[1, row].set(xticks=[0, classes - 1], xticklabels=[names[0], names[-1]], yticks=[])
+            axes[1, row].spines[["top", "right"]].set_visible(True)
+            axes[1, row].grid(False)
+        axes[1, 0].set(yticks=range(members), yticklabels=[*(f"member {m}" for m in range(1, members)), "ensemble"])
+    return figure
+
+
+def results(rows: pd.DataFrame, differences: pd.DataFrame, baseline: str) -> Figure:
+    """Ensemble accuracy, a dot a run and a bar at the mean, and the paired differences with their 95 % t intervals."""
+    methods = list(rows["method"].unique())
+    with _drawing(1, 2, (7.2, 0.38 * len(methods) + 1.1), sharey=True) as (figure, axes):
+        left, right = axes[0]
+        for y, method in enumerate(methods):
+            values = 100 * rows.loc[rows["method"] == method, "accuracy_ensemble"]
+            left.plot(values, np.full(len(values), y), "o", color=colour(method), alpha=0.65, markersize=5, markeredgewidth=0)
+            left.plot([values.mean()], [y], "|", color=colour(method), markersize=16, markeredgewidth=2)
+            for pair in differences[differences["method"] == method].itertuples():
+                right.plot([100 * pair.low, 100 * pair.high], [y, y], color=colour(method), linewidth=1.5)
+                right.plot([100 * pair.difference], [y], "o", color=colour(method), markersize=5)
+        left.set(yticks=range(len(methods)), yticklabels=[m.replace("_", "-") for m in methods], xlabel="ensemble accuracy, %")
+        left.set_ylim(len(methods) - 0.5, -0.5)
+        right.axvline(0, color="black", linewidth=0.8)
+        right.set(xlabel=f"minus {baseline.replace('_', '-')}, same seed, percentage points\n(mean and 95 % t interval)")
+    return figure

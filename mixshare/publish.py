@@ -1,0 +1,99 @@
+"""From a profile's working results to what the project publishes: checked, copied, and shown in the README."""
+
+import getpass
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixshare import results, runs
+from mixshare.errors import FileProblem
+from mixshare.files import outputs_folder, project_root, published_folder, shown, write_text
+from mixshare.targets import Target
+from mixshare.targets import results as batch
+
+MOST_BYTES = 20_000_000  # a profile, in git
+TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "parameters", "multiply_adds", "training_rows", "latency_ms")
+NAMES = {"single": "Single network", "mimo": "MIMO", "linear_mixmo": "Linear-MixMo", "cut_mixmo": "Cut-MixMo", "mixshare": "MixShare"}
+
+
+def publish(profile: str) -> None:
+    """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
+
+    Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
+    committed tree, names this machine or its user, or is too large.
+    """
+    targets = batch(profile)
+    files = _files(profile, targets)
+    for path in files:
+        _refuse_private(path)
+    size = sum(path.stat().st_size for path in files)
+    if size > MOST_BYTES:
+        raise FileProblem(f"{size / 1e6:.0f} MB to publish for {profile}; possible are {MOST_BYTES / 1e6:.0f} MB")
+    place = published_folder() / profile
+    beside = place.with_name(f".{profile}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    for path in files:
+        copy = beside / path.relative_to(outputs_folder() / profile)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
+    print(f"{len(files)} files, {size / 1e6:.1f} MB, in {shown(place)}")
+    write_readme_table()
+
+
+def _files(profile: str, targets: Sequence[Target]) -> list[Path]:
+    found: list[Path] = []
+    for target in targets:
+        if not target.is_done():
+            raise FileProblem(f"{shown(target.output)} is not done, or not made from what is here now; make reproduce PROFILE={profile}")
+        found.append(target.output)
+        if target.config:
+            _refuse_uncommitted(runs.Run(target.config, target.output.parent))
+            found += [target.output.parent / name for name in runs.RUN_FILES]
+    for folder, ending in (("studies", "*.csv"), ("figures", "*.png")):
+        found += sorted((outputs_folder() / profile / folder).glob(ending))
+    if sum(path.stat().st_size for path in found) > MOST_BYTES:  # then the large files of the first seed alone
+        first = min(target.config.seed for target in targets if target.config)
+        found = [path for path in found if path.name not in runs.LARGE_FILES or path.parent.name == f"seed-{first}"]
+    return found
+
+
+def _refuse_uncommitted(run: runs.Run) -> None:
+    made_by = run.metrics["provenance"]
+    if not made_by["git_clean"]:
+        raise FileProblem(f"{shown(run.folder)} was made by code that is in no commit; commit, then make reproduce FRESH=1")
+
+
+def private_words() -> list[str]:
+    """What a published file must not hold: this checkout's and the home's path, the host's and the user's name."""
+    user = getpass.getuser()
+    names = [socket.gethostname(), *([user] if user != "root" else [])]
+    return [str(project_root()), f"{Path.home()}/", *(name for name in names if len(name) > 3)]
+
+
+def _refuse_private(path: Path) -> None:
+    content = path.read_bytes()
+    for word in private_words():
+        if word.encode() in content:
+            raise FileProblem(f"{shown(path)} holds {word!r}, which names this machine; it can't be published")
+
+
+def readme_table(profile: str, folder: Path) -> str:
+    """The table of results that lies in a profile's folder, in Markdown."""
+    table = results.read_summary(folder / "studies" / "results.csv")
+    return results.markdown(table.rename(index=NAMES), TABLE_COLUMNS)
+
+
+def write_readme_table() -> None:
+    """Put the published digits table between its marks in the README."""
+    path = project_root() / "README.md"
+    head, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    if not tail:
+        raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0]} and {MARKS[1]} around its table")
+    write_text(path, f"{head}{MARKS[0]}\n{readme_table('digits', published_folder() / 'digits')}{MARKS[1]}{tail}")
+
+
+MARKS = ("<!-- table: digits -->", "<!-- end of table -->")
