@@ -55,7 +55,9 @@ class Batches:
 
     def _look_up(self, draws: dict[str, Tensor], who: str) -> tuple[Tensor, Tensor]:
         rows = draws[f"{who}rows"]
-        images = crop(self.padded, rows.flatten(), draws[f"{who}offsets"].flatten(0, 1), draws[f"{who}flips"].flatten(), self.height, self.width)
+        images = crop(
+            self.padded, rows.flatten(), draws[f"{who}offsets"].flatten(0, 1), draws[f"{who}flips"].flatten(), self.height, self.width
+        )
         return images.unflatten(0, rows.shape), self.labels[rows]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -15,24 +16,64 @@ from mixshare.errors import InvalidType, InvalidValue
 # What the methods differ in (MixShare: appendices A to C; the others: MixMo's code).
 METHODS: dict[str, dict[str, Any]] = {
     "single": dict(
-        members=1, mix="sum", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
-        unmix=False, input_repetition=0.0, loss_root=1.0, batch_repetition=1,
+        members=1,
+        mix="sum",
+        mix_probability=1.0,
+        mix_alpha=2,
+        mix_fade=0.0,
+        encoder_init="independent",
+        unmix=False,
+        input_repetition=0.0,
+        loss_root=1.0,
+        batch_repetition=1,
     ),
     "mimo": dict(
-        members=2, mix="sum", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
-        unmix=False, input_repetition=0.0, loss_root=1.0, batch_repetition=2,
+        members=2,
+        mix="sum",
+        mix_probability=1.0,
+        mix_alpha=2,
+        mix_fade=0.0,
+        encoder_init="independent",
+        unmix=False,
+        input_repetition=0.0,
+        loss_root=1.0,
+        batch_repetition=2,
     ),
     "linear_mixmo": dict(
-        members=2, mix="linear", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="independent",
-        unmix=False, input_repetition=0.0, loss_root=3.0, batch_repetition=2,
+        members=2,
+        mix="linear",
+        mix_probability=1.0,
+        mix_alpha=2,
+        mix_fade=0.0,
+        encoder_init="independent",
+        unmix=False,
+        input_repetition=0.0,
+        loss_root=3.0,
+        batch_repetition=2,
     ),
     "cut_mixmo": dict(
-        members=2, mix="cutmix", mix_probability=0.5, mix_alpha=2, mix_fade=12.0, encoder_init="independent",
-        unmix=False, input_repetition=0.0, loss_root=3.0, batch_repetition=2,
+        members=2,
+        mix="cutmix",
+        mix_probability=0.5,
+        mix_alpha=2,
+        mix_fade=12.0,
+        encoder_init="independent",
+        unmix=False,
+        input_repetition=0.0,
+        loss_root=3.0,
+        batch_repetition=2,
     ),
     "mixshare": dict(
-        members=2, mix="cutmix", mix_probability=1.0, mix_alpha=2, mix_fade=0.0, encoder_init="identical",
-        unmix=True, input_repetition=0.1, loss_root=1.0, batch_repetition=2,
+        members=2,
+        mix="cutmix",
+        mix_probability=1.0,
+        mix_alpha=2,
+        mix_fade=0.0,
+        encoder_init="identical",
+        unmix=True,
+        input_repetition=0.1,
+        loss_root=1.0,
+        batch_repetition=2,
     ),
 }
 
@@ -54,7 +95,8 @@ COMMON: dict[str, Any] = dict(
 # Fields that say how a run is executed, not which run it is: they stay out of its name and its digest.
 EXECUTION = ("capture", "deterministic", "threads", "device")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUGE = 2**63  # no count is beyond
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHOICES = {
     "mix": ("sum", "linear", "cutmix"),
     "unmix_resize": ("area", "nearest"),
@@ -63,18 +105,18 @@ _CHOICES = {
 }
 # field: (least, greatest, whether the ends themselves are possible)
 _RANGES = {
-    "seed": (0, 2**63 - 1, True, True),
+    "seed": (0, _HUGE, True, False),
     "width": (0, math.inf, False, False),
     "members": (1, 64, True, True),
-    "epochs": (1, math.inf, True, True),
-    "batch_size": (1, math.inf, True, True),
-    "batch_repetition": (1, math.inf, True, True),
+    "epochs": (1, _HUGE, True, False),
+    "batch_size": (1, _HUGE, True, False),
+    "batch_repetition": (1, _HUGE, True, False),
     "learning_rate": (0, math.inf, False, False),
     "momentum": (0, 1, True, False),
     "l2": (0, math.inf, True, False),
-    "warmup_epochs": (0, math.inf, True, True),
+    "warmup_epochs": (0, _HUGE, True, False),
     "decay": (0, 1, False, True),
-    "crop_padding": (0, math.inf, True, True),
+    "crop_padding": (0, 1024, True, True),
     "mix_probability": (0, 1, True, True),
     "mix_alpha": (1, 1000, True, True),
     "mix_fade": (0, math.inf, True, False),
@@ -153,15 +195,15 @@ class RunConfig:
             raise InvalidValue(f"unmix needs mix='cutmix', whose masks it undoes, not mix='{self.mix}'")
         if self.mix != "cutmix" and self.mix_probability != 1:
             raise InvalidValue(f"mix_probability is the share of cutmix batches; with mix='{self.mix}' only 1 is possible")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise InvalidValue(f"device is '{self.device}'; possible are auto, cpu, cuda, cuda:0, cuda:1 …, mps")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
+            raise InvalidValue(f"device is {self.device!r}; possible are auto, cpu, cuda, cuda:0, cuda:1 …, mps")
 
     @classmethod
     def preset(cls, profile: str, method: str = "mixshare", seed: int = 1, **overrides: Any) -> "RunConfig":
         """A row of the method table on a row of the profiles, with single fields overridden by name.
 
-        The learning rate and the milestones follow the batch size, the batch repetition and the epochs unless they are
-        overridden themselves (appendix A: 0.1 / b * batch / 128; at 1/4, 1/2 and 3/4 of the epochs).
+        The milestones follow the epochs (at 1/4, 1/2 and 3/4), the learning rate follows the batch size and the batch repetition
+        (appendix A: 0.1 / b * batch / 128), unless the profile or an override names them.
         """
         for name, value, table in (("profile", profile, PROFILES), ("method", method, METHODS)):
             check_name(name, value)
@@ -193,10 +235,11 @@ class RunConfig:
     @property
     def overrides(self) -> dict[str, Any]:
         """The fields in which this run differs from its profile and method, how it is executed left out."""
-        default = self.preset(self.profile, self.method, self.seed)
-        found = {name: value for name, value in self.to_dict().items() if name not in EXECUTION and value != default.to_dict()[name]}
-        implied = self.preset(self.profile, self.method, self.seed, **{n: v for n, v in found.items() if n not in ("learning_rate", "milestones")})
-        return {name: value for name, value in found.items() if name not in ("learning_rate", "milestones") or value != implied.to_dict()[name]}
+        mine, derived = self.to_dict(), ("learning_rate", "milestones")
+        default = self.preset(self.profile, self.method, self.seed).to_dict()
+        found = {name: mine[name] for name in mine if name not in (*EXECUTION, *derived) and mine[name] != default[name]}
+        implied = self.preset(self.profile, self.method, self.seed, **found).to_dict()
+        return found | {name: mine[name] for name in derived if mine[name] != implied[name]}
 
     @property
     def name(self) -> str:
@@ -206,8 +249,13 @@ class RunConfig:
     @property
     def digest(self) -> str:
         """SHA-256 over every field but those that only say how the run is executed."""
-        fields = {name: value for name, value in self.to_dict().items() if name not in EXECUTION}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        return fields_digest(self.to_dict())
+
+
+def fields_digest(fields: dict[str, Any]) -> str:
+    """The digest of a run from its fields as JSON has them, also of one whose fields are no longer what they were."""
+    named = {name: value for name, value in fields.items() if name not in EXECUTION}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(what: str, value: Any) -> None:
@@ -223,13 +271,16 @@ def _typed(name: str, wanted: Any, value: Any) -> Any:
     if wanted is int and whole:
         return int(value)
     if wanted is float and (whole or isinstance(value, Real) and not isinstance(value, bool)):
-        return float(value)
+        try:
+            return float(value) + 0.0  # -0.0 becomes 0.0: equal runs have equal digests
+        except OverflowError:
+            return math.inf
     if wanted in (str, bool) and isinstance(value, wanted):
         return value
     if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
         return tuple(_typed(name, int, item) for item in value)
     kind = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(wanted, "a list of whole numbers")
-    raise InvalidType(f"{name} must be {kind}, not {value!r} ({type(value).__name__})")
+    raise InvalidType(f"{name} must be {kind}, not {reprlib.repr(value).splitlines()[0]} ({type(value).__name__})")
 
 
 def _check_member(name: str, value: Any, options: Any) -> None:

@@ -5,8 +5,6 @@ does not depend on the order in which they came.
 """
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +43,9 @@ class Data:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the train images, on the 0..1 scale: two (C,) float32 tensors."""
         levels = torch.arange(256, dtype=torch.float64) / 255
-        shares = torch.stack([torch.bincount(channel.flatten().int().cpu(), minlength=256).double() for channel in self.train_images.unbind(-1)])
+        shares = torch.stack(
+            [torch.bincount(channel.flatten().int().cpu(), minlength=256).double() for channel in self.train_images.unbind(-1)]
+        )
         shares /= shares.sum(dim=1, keepdim=True)
         mean = shares @ levels
         deviation = (shares @ levels**2 - mean**2).clamp_min(0).sqrt()
@@ -79,7 +79,9 @@ def load_data(name: str) -> Data:
     _check(source, *arrays)
     data = _canonical(name, *arrays)
     if data.digest != KNOWN_DIGESTS.get(name, data.digest):
-        raise FileProblem(f"{source} is not {name}: its content's digest is {data.digest[:12]}…, the true one {KNOWN_DIGESTS[name][:12]}…; get it again")
+        raise FileProblem(
+            f"{source} is not {name}: its content's digest is {data.digest[:12]}…, the true one {KNOWN_DIGESTS[name][:12]}…; get it again"
+        )
     return data
 
 
@@ -113,11 +115,14 @@ _BUILT_IN: dict[str, Callable[[], tuple]] = {"digits": _digits, "digits-few": la
 
 def _read_archive(path: Path) -> tuple:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # NumPy leaves a damaged file open
             missing = [key for key in KEYS if key not in archive]
             arrays = () if missing else tuple(archive[key] for key in KEYS)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileProblem(f"{shown(path)} is damaged or no .npz archive ({error}); get it again") from error
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                raise TypeError("a member is no NumPy array")
+    except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error for files that are not what they seem
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileProblem(f"{shown(path)} is damaged or no .npz archive ({reason}); get it again") from error
     if missing:
         raise FileProblem(f"{shown(path)} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}")
     return arrays
@@ -140,6 +145,8 @@ def _torchvision(name: str) -> tuple:
 
 def _check(source: str, train_images, train_labels, test_images, test_labels, class_names) -> None:
     """Raises OSError for anything but uint8 images (N, H, W, 1 or 3), H and W divisible by 4, with labels of named classes."""
+    if np.ndim(class_names) != 1 or not len(class_names):
+        raise FileProblem(f"{source}: class_names have shape {np.shape(class_names)}; wanted is a list of names")
     for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
         labels = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):

@@ -52,7 +52,7 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except Exception as error:
+    except BaseException as error:  # a keyboard's interrupt too leaves nothing behind
         beside.unlink(missing_ok=True) if path.parent.is_dir() else None
         if isinstance(error, (OSError, RuntimeError)):  # torch and safetensors report a full disk as RuntimeErrors of their own
             raise FileProblem(f"can't write {shown(path)}: {_reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
@@ -84,7 +84,9 @@ def need_room(folder: Path, size: int) -> None:
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < size:
-        raise FileProblem(f"{shown(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; make room or set MIXSHARE_OUTPUTS")
+        raise FileProblem(
+            f"{shown(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; make room or set MIXSHARE_OUTPUTS"
+        )
 
 
 def digest_of(*parts: bytes) -> str:
@@ -96,4 +98,4 @@ def digest_of(*parts: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,6 @@
 """How good the members and their ensemble are, and how different from one another. Fractions, not percent."""
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +13,8 @@ BINS = 15  # of the calibration error
 
 def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float | None:
     """Share of rows (N, K) whose label (N,) is among the `top` highest scores; None where there are fewer classes than that."""
+    if top == 1:  # as everywhere else, a tie goes to the first
+        return (scores.argmax(dim=1) == labels).double().mean().item()
     if scores.shape[1] < top:
         return None
     return (scores.topk(top, dim=1).indices == labels[:, None]).any(dim=1).double().mean().item()
@@ -73,7 +76,7 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     logits, labels = logits.double().cpu(), labels.cpu()
     by_member = [_quality(member.log_softmax(dim=1), labels) for member in logits]
     ensemble = _quality(logits.mean(dim=0).log_softmax(dim=1), labels)
-    of_probabilities = _quality(logits.softmax(dim=2).mean(dim=0).log(), labels)
+    of_probabilities = _quality(logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits)), labels)
     predictions = logits.argmax(dim=2)
     found: dict[str, Any] = {"accuracy_ensemble": ensemble["accuracy"], "top5_ensemble": ensemble["top5"]}
     found |= {name: ensemble[name] for name in ("nll", "ece", "brier")}

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RESIZES = ("area", "nearest")
+
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
     """Which pixels lie in the boxes: (…, 4) whole numbers, as top, bottom, left, right -> (…, H, W) bool."""

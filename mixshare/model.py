@@ -59,21 +59,25 @@ class MimoWideResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        for name, value in (("depth", depth), ("members", members), ("classes", classes), ("channels", channels)):
+            if not isinstance(value, int) or value < 1:
+                raise InvalidValue(f"{name} is {value!r}; possible are whole numbers from 1 on")
         if depth < 10 or (depth - 4) % 6:
             raise InvalidValue(f"depth is {depth}; possible are 6n + 4: 10, 16, 22, 28 …")
-        if encoder_init not in ENCODER_INITS:
-            raise InvalidValue(f"unknown encoder_init {encoder_init!r}; possible are {', '.join(ENCODER_INITS)}")
-        for name, value in (("width", width), ("members", members), ("classes", classes), ("channels", channels)):
-            if not value > 0:
-                raise InvalidValue(f"{name} is {value}; possible is above 0")
+        if not 0 < width < math.inf:
+            raise InvalidValue(f"width is {width}; possible is above 0, finite")
+        for name, value, options in (("encoder_init", encoder_init, ENCODER_INITS), ("unmix_resize", unmix_resize, mixing.RESIZES)):
+            if value not in options:
+                raise InvalidValue(f"unknown {name} {value!r}; possible are {', '.join(options)}")
         self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
         sizes = [ENCODED, *(max(1, round(c * width)) for c in (16, 32, 64))]
-        self.encoders = nn.ModuleList(nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(members))
-        self.blocks = nn.ModuleList(
-            _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6) for k, stride in enumerate((1, 2, 2))
-        )
-        self.norm = nn.BatchNorm2d(sizes[-1])
-        self.classifiers = nn.ModuleList(nn.Linear(sizes[-1], classes) for _ in range(members))
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first, from everybody's generator
+            self.encoders = nn.ModuleList(nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(members))
+            self.blocks = nn.ModuleList(
+                _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6) for k, stride in enumerate((1, 2, 2))
+            )
+            self.norm = nn.BatchNorm2d(sizes[-1])
+            self.classifiers = nn.ModuleList(nn.Linear(sizes[-1], classes) for _ in range(members))
         self._initialise(encoder_init, generator or torch.Generator().manual_seed(0))
 
     @property
@@ -119,8 +123,11 @@ class MimoWideResNet(nn.Module):
         return torch.stack([classifier(x) for classifier, x in zip(self.classifiers, pooled, strict=True)])
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
-        if inputs.dim() != 5 or len(inputs) != self.members:
-            raise InvalidValue(f"inputs have shape {tuple(inputs.shape)}; wanted is ({self.members}, batch, channels, height, width)")
+        channels = self.encoders[0].in_channels
+        if inputs.dim() != 5 or len(inputs) != self.members or inputs.shape[2] != channels or inputs.shape[3] % 4 or inputs.shape[4] % 4:
+            raise InvalidValue(
+                f"inputs have shape {tuple(inputs.shape)}; wanted is ({self.members}, batch, {channels}, height, width), both divisible by 4"
+            )
         wanted = (*inputs.shape[:2], 1, *inputs.shape[3:])
         if masks is not None and masks.shape != wanted:
             raise InvalidValue(f"masks have shape {tuple(masks.shape)}; wanted is {wanted}")

@@ -189,6 +189,6 @@ def save_table(table: pd.DataFrame, path: Path, **options: Any) -> None:
 def read_summary(path: Path) -> pd.DataFrame:
     """The summary that chapter 05 saved; raises OSError where it is missing."""
     try:
-        return pd.read_csv(path, index_col="method", float_precision="round_trip")
+        return pd.read_csv(path, index_col="method")
     except (OSError, ValueError) as error:
         raise FileProblem(f"can't read {path}: {error}") from error

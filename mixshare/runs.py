@@ -16,9 +16,10 @@ import filelock
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors
 
-from mixshare.config import RunConfig
+from mixshare.config import EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write, write_json, write_text
 from mixshare.model import MimoWideResNet
@@ -42,17 +43,17 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch."""
-        return _read(self.folder / "history.csv", lambda path: pd.read_csv(path, float_precision="round_trip"))
+        return _read(self.folder / "history.csv", lambda path: pd.read_csv(path))
 
     @cached_property
     def logits(self) -> torch.Tensor:
         """The members' logits on the test set, (M, N, classes) float16, rows as `load_data` orders them."""
-        return torch.from_numpy(_read(self.folder / "test_logits.npz", lambda path: np.load(path)["logits"]))
+        return torch.from_numpy(_read(self.folder / "test_logits.npz", _arrays)["logits"])
 
     @cached_property
     def labels(self) -> torch.Tensor:
         """The labels of the test set, (N,) int64."""
-        return torch.from_numpy(_read(self.folder / "test_logits.npz", lambda path: np.load(path)["labels"].astype(np.int64)))
+        return torch.from_numpy(_read(self.folder / "test_logits.npz", _arrays)["labels"].astype(np.int64))
 
     @cached_property
     def model(self) -> MimoWideResNet:
@@ -64,13 +65,20 @@ class Run:
         return model.eval()
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in ("logits", "labels")}
+
+
 def _read(path: Path, reader) -> Any:
     try:
         return reader(path)
     except FileNotFoundError as error:
         raise FileProblem(f"{shown(path)} is missing; mixshare.train makes the run again once its folder is deleted") from error
     except Exception as error:  # each format's reader has errors of its own for a damaged file
-        raise FileProblem(f"{shown(path)} is damaged ({error}); mixshare.train makes the run again once its folder is deleted") from error
+        raise FileProblem(
+            f"{shown(path)} is damaged ({type(error).__name__}); mixshare.train makes the run again once its folder is deleted"
+        ) from error
 
 
 def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:
@@ -95,24 +103,36 @@ def run_folder(config: RunConfig, base: Path | None = None) -> Path:
 
 def problem(config: RunConfig, folder: Path) -> str | None:
     """Why the run in `folder` is not a finished run of this configuration, in a line; None where it is."""
+    if reason := foreign(config, folder):
+        return reason
     needed = [name for name in RUN_FILES if name not in LARGE_FILES or not folder.is_relative_to(published_folder())]
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{shown(folder)} has no {', '.join(missing)}"
     try:
         digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
-    except (OSError, KeyError, TypeError) as error:
-        return str(error) if isinstance(error, OSError) else f"{shown(folder / 'metrics.json')} is damaged; delete it, and the run makes it again"
-    return None if digest == config.digest else f"{shown(folder)} holds a run of another configuration{_differences(config, folder)}"
+    except OSError as error:
+        return str(error)
+    except (KeyError, TypeError):
+        digest = None
+    return (
+        None
+        if digest == config.digest
+        else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
+    )
 
 
-def _differences(config: RunConfig, folder: Path) -> str:
+def foreign(config: RunConfig, folder: Path) -> str | None:
+    """That `folder` holds a run of another configuration, and in which fields, in a line; None where it does not."""
     try:
         there, here = read_json(folder / "config.json"), config.to_dict()
-        found = [f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in here if there.get(name) != here[name]]
-    except (OSError, AttributeError):
-        return ""
-    return f" ({'; '.join(found)})" if found else ""
+        if fields_digest(there) == config.digest:
+            return None
+        names = [name for name in {**here, **there} if name not in EXECUTION and there.get(name) != here.get(name)]
+    except (OSError, AttributeError, TypeError):  # none there, or one that says nothing
+        return None
+    differences = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
+    return f"{shown(folder)} holds a run of another configuration ({differences})"
 
 
 def load(config: RunConfig) -> Run:
@@ -129,7 +149,9 @@ def load(config: RunConfig) -> Run:
         reasons.append(reason)
     damaged = run_folder(config).exists() or run_folder(config, published_folder()).exists()
     detail = "; ".join(reasons) if damaged else f"neither {shown(run_folder(config))} nor a published one exists"
-    raise FileProblem(f"no finished run of {config.method}, seed {config.seed}, profile {config.profile}: {detail}; mixshare.train(config) makes it")
+    raise FileProblem(
+        f"no finished run of {config.method}, seed {config.seed}, profile {config.profile}: {detail}; mixshare.train(config) makes it"
+    )
 
 
 @contextmanager
@@ -150,18 +172,22 @@ def only_writer(config: RunConfig):
     except OSError as error:
         raise FileProblem(f"can't write {shown(folder)}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
     try:
+        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
         yield folder
     finally:
         lock.release()
 
 
-def save(config: RunConfig, model: MimoWideResNet, history: list[dict], logits: torch.Tensor, labels: torch.Tensor, metrics: dict[str, Any]) -> Run:
+def save(
+    config: RunConfig, model: MimoWideResNet, history: list[dict], logits: torch.Tensor, labels: torch.Tensor, metrics: dict[str, Any]
+) -> Run:
     """Write a finished run, metrics.json last, and drop its checkpoint."""
     folder = run_folder(config)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_json(folder / "config.json", config.to_dict())
     write_history(folder, history)
-    write(folder / "weights.safetensors", lambda path: save_file(weights, path))
+    write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)))
     write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels))
     write_json(folder / "metrics.json", metrics)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -183,10 +209,12 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
     gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses to load
         "cudnn": torch.backends.cudnn.version() if gpu else None,
         "system": platform.system(),
-        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device)
+        if gpu
+        else f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": config.threads,
         "deterministic": config.deterministic,
         "capture": config.capture and gpu,

@@ -81,8 +81,7 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
 
 def _move_foreign_run_aside(target: Target) -> None:
     folder = target.output.parent
-    reason = runs.problem(target.config, folder) if target.config else None
-    if reason and "another configuration" in reason:
+    if target.config and (reason := runs.foreign(target.config, folder)):
         aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(aside)
         print(f"{reason}: moved to {shown(aside)}", flush=True)

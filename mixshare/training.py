@@ -4,8 +4,8 @@ A step is a function of (weights, draws) alone, and the plan gives the same draw
 weights, momentum and the number of epochs done, and no generator's state.
 """
 
+import io
 import os
-import pickle
 import sys
 import time
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
-from mixshare.files import need_room, shown, write
+from mixshare.files import digest_of, need_room, shown, write
 from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 
@@ -37,15 +37,16 @@ def train(config: RunConfig) -> runs.Run:
     Raises ValueError or OSError, in a line, where it can't be trained or written, and ArithmeticError where the loss is not finite.
     """
     folder = runs.run_folder(config)
-    if runs.problem(config, folder) is None:
-        return runs.Run(config, folder)
+    if run := _finished(config, folder):
+        return run
     data = load_data(config.dataset)
     steps_per_epoch(config, len(data.train_images))  # bad input is found before a folder is made
     device = choose_device(config)
     with runs.only_writer(config), _execution(config, device):
-        if runs.problem(config, folder) is None:
-            return runs.Run(config, folder)
-        _refuse_foreign(config, folder)
+        if run := _finished(config, folder):
+            return run
+        if reason := runs.foreign(config, folder):  # somebody's result: it is not overwritten
+            raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
         training = Training(config, data.to(device), device)
         training.run(folder / "checkpoint.pt")
         logits, labels = test_logits(training.model, training.data), training.data.test_labels
@@ -108,37 +109,42 @@ class Training:
         })  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        torch.save(
-            {
-                "format": CHECKPOINT_FORMAT,
-                "config_digest": self.config.digest,
-                "data_digest": self.data.digest,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": self.history,
-                "seconds": self.seconds,
-                "environments": [*self.earlier_environments, self.environment],
-            },
-            path,
-        )
+        """Write all that the rest of the run depends on, with a digest of its own."""
+        state = {
+            "config_digest": self.config.digest,
+            "data_digest": self.data.digest,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "seconds": self.seconds,
+            "environments": [*self.earlier_environments, self.environment],
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
+        torch.save({"format": CHECKPOINT_FORMAT, "digest": digest_of(content.getvalue()), "content": _bytes_tensor(content)}, path)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
         remedy = "delete it to start this run over"
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            for name, wanted in (("format", CHECKPOINT_FORMAT), ("config_digest", self.config.digest), ("data_digest", self.data.digest)):
-                if state[name] != wanted:
-                    raise FileProblem(f"{shown(path)} is of another run: its {name.replace('_', ' ')} is {state[name]}, wanted is {wanted}; {remedy}")
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history, self.seconds = list(state["history"]), float(state["seconds"])
-            self.earlier_environments = [e for e in state["environments"] if e != self.environment]
-        except FileProblem:
-            raise
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
-            raise FileProblem(f"{shown(path)} is damaged or no checkpoint ({str(error).splitlines()[0][:100]}); {remedy}") from error
+            outer = torch.load(path, weights_only=True)
+            content = outer["content"].numpy().tobytes() if outer["format"] == CHECKPOINT_FORMAT else b""
+            damaged = content and digest_of(content) != outer["digest"]
+            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True) if content and not damaged else {}
+        except Exception as error:  # torch, zipfile and pickle have many kinds of error for files that are not what they seem
+            raise FileProblem(f"{shown(path)} is damaged or no checkpoint ({type(error).__name__}); {remedy}") from error
+        if damaged:
+            raise FileProblem(f"{shown(path)} is damaged or no checkpoint (its digest does not fit); {remedy}")
+        found = {"format": outer["format"], **state}
+        for name, wanted in (("format", CHECKPOINT_FORMAT), ("config_digest", self.config.digest), ("data_digest", self.data.digest)):
+            if found[name] != wanted:
+                raise FileProblem(
+                    f"{shown(path)} is of another run: its {name.replace('_', ' ')} is {found[name]}, wanted is {wanted}; {remedy}"
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.seconds = list(state["history"]), float(state["seconds"])
+        self.earlier_environments = [e for e in state["environments"] if e != self.environment]
 
     def provenance(self) -> dict[str, Any]:
         """What made this run; where it was resumed elsewhere, the environments of the earlier sittings too."""
@@ -152,6 +158,10 @@ class Training:
             "earlier_environments": self.earlier_environments,
             "wall_seconds": round(self.seconds, 3),
         }
+
+
+def _bytes_tensor(content: io.BytesIO) -> Tensor:
+    return torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
 
 
 class Step:
@@ -220,9 +230,18 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
     """Nesterov SGD; the loss term l2 * sum of squares over ALL parameters is a weight decay of 2 * l2 (MixMo)."""
     parameters = list(model.parameters())
-    rate = torch.tensor(config.learning_rate, device=parameters[0].device) if config.capture and parameters[0].is_cuda else config.learning_rate
+    rate = (
+        torch.tensor(config.learning_rate, device=parameters[0].device)
+        if config.capture and parameters[0].is_cuda
+        else config.learning_rate
+    )
     return torch.optim.SGD(
-        parameters, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=2 * config.l2, fused=parameters[0].device.type != "mps"
+        parameters,
+        lr=rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=2 * config.l2,
+        fused=parameters[0].device.type != "mps",
     )
 
 
@@ -255,7 +274,9 @@ def choose_device(config: RunConfig) -> torch.device:
     device = torch.device(name)
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
     if (device.index or 0) >= there:
-        raise InvalidValue(f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'")
+        raise InvalidValue(
+            f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'"
+        )
     return device
 
 
@@ -264,22 +285,31 @@ def _execution(config: RunConfig, device: torch.device):
     """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
     cudnn = torch.backends.cudnn
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.benchmark
+    before = (
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        torch.get_float32_matmul_precision(),
+        cudnn.allow_tf32,
+        cudnn.benchmark,
+    )
     try:
         torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        cudnn.allow_tf32, cudnn.benchmark = before[2:]
+        torch.set_deterministic_debug_mode(before[1])
+        torch.set_float32_matmul_precision(before[2])
+        cudnn.allow_tf32, cudnn.benchmark = before[3:]
 
 
-def _refuse_foreign(config: RunConfig, folder: Path) -> None:
-    """A finished run of another configuration is somebody's result: it is not overwritten."""
-    if (folder / "metrics.json").is_file() and (reason := runs.problem(config, folder)) and "another configuration" in reason:
-        raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
+def _finished(config: RunConfig, folder: Path) -> runs.Run | None:
+    if runs.problem(config, folder) is not None:
+        return None
+    (folder / "checkpoint.pt").unlink(missing_ok=True)  # left where a run was killed after its very last file
+    return runs.Run(config, folder)
 
 
 def _progress(config: RunConfig, done: int) -> tqdm:

@@ -1,0 +1,127 @@
+"""Shared: an outputs folder for each test, finished smoke runs, what a folder holds, and processes that can be killed."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import mixshare
+from mixshare import runs
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """The outputs folder of this test alone, so that nothing is written into the checkout."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """`finished(method, seed, **overrides)`: a smoke run, trained once for all tests; they read it and leave it as it is."""
+    base = tmp_path_factory.mktemp("finished")
+
+    def get(method: str = "mixshare", seed: int = 1, **overrides) -> runs.Run:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MIXSHARE_OUTPUTS", str(base))
+            return mixshare.train(mixshare.RunConfig.preset("smoke", method, seed, **overrides))
+
+    return get
+
+
+@pytest.fixture
+def copied(finished, outputs):
+    """`copied(method, seed, **overrides)`: a finished smoke run in this test's own outputs folder, free to be spoilt."""
+
+    def get(*names, **overrides) -> runs.Run:
+        run = finished(*names, **overrides)
+        folder = runs.run_folder(run.config)
+        shutil.copytree(run.folder, folder)
+        return runs.Run(run.config, folder)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """`contents(folder)`: every file in it but the lock, by name, as bytes; in metrics.json wall time is left out."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = {path.name: path.read_bytes() for path in Path(folder).glob("*") if path.name != ".lock"}
+        if "metrics.json" in files:
+            metrics = json.loads(files["metrics.json"])
+            assert metrics["provenance"].pop("wall_seconds") > 0
+            files["metrics.json"] = json.dumps(metrics).encode()
+        return files
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def in_a_line():
+    """`in_a_line(error)`: its message, after checking that it is one line for people, without control characters."""
+
+    def message(error: BaseException) -> str:
+        assert str(error).isprintable() and 20 < len(str(error)) < 600, str(error)
+        return str(error)
+
+    return message
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`start(function, *args)`: call it in a process of its own, forked from one that has imported the package already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mixshare.training", "sklearn.datasets", "sklearn.model_selection"])
+    processes = []
+
+    def begin(function, *args):
+        process = context.Process(target=function, args=args, daemon=True)
+        process.start()
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(scope="session")
+def sitting():
+    """A function for `start`: train with a checkpoint after each epoch, and log what happens."""
+    return _sitting
+
+
+def _sitting(config: mixshare.RunConfig, outputs: Path, log: Path, gate: Path | None = None, dies_writing: str = "") -> None:
+    """Output goes to `log`, with a line for each start and resume; epochs wait for the file `gate`; SIGKILL hits at a file's move."""
+    from mixshare import training
+
+    os.environ["MIXSHARE_OUTPUTS"] = str(outputs)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+    training.CHECKPOINT_SECONDS = 0
+    epoch, restore, replace = training.Training.epoch, training.Training.restore, os.replace
+
+    def logged_restore(self, path):
+        restore(self, path)
+        print("resumed after epochs:", len(self.history), flush=True)
+
+    def gated_epoch(self, step):
+        print("trains epoch", len(self.history), flush=True)
+        while gate and not gate.exists():
+            time.sleep(0.001)
+        epoch(self, step)
+
+    def deadly_replace(source, target):
+        if Path(target).name == dies_writing:
+            os.kill(os.getpid(), 9)
+        replace(source, target)
+
+    training.Training.restore, training.Training.epoch, os.replace = logged_restore, gated_epoch, deadly_replace
+    mixshare.train(config)

@@ -1,0 +1,249 @@
+"""Training: the schedule, the optimizer, the loss, a step, the methods from end to end, and what it leaves as it found it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mixshare
+from mixshare import RunConfig, files, runs, training
+from mixshare.batch import Batches
+from mixshare.config import METHODS
+from mixshare.data import load_data
+from mixshare.plan import plan_epoch
+
+pytestmark = pytest.mark.usefixtures("outputs")
+CPU = torch.device("cpu")
+VARIANTS = [
+    *((method, {}) for method in METHODS),
+    ("mixshare", dict(members=3)),
+    ("mixshare", dict(unmix=False)),
+    ("mixshare", dict(unmix_normalize=False, unmix_resize="nearest")),
+    ("mixshare", dict(pixel_cutmix=True)),
+    ("cut_mixmo", dict(pixel_cutmix=True, members=3)),
+    ("mimo", dict(encoder_init="colinear", width=0.5)),
+]
+METHOD = pytest.mark.parametrize(
+    "method, overrides", VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(map(str, v)) or "default"
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits-few")
+
+
+def first_step(config, data):
+    """A fresh network, its batches, and the draws of an epoch's steps."""
+    steps = plan_epoch(config, 0, len(data.train_images), *data.shape[:2]).tensors()
+    draws = [{name: value[k] for name, value in steps.items()} for k in range(len(steps["rows"]))]
+    return runs.build_model(config, data.shape[2], len(data.class_names)).train(), Batches(data, config), draws
+
+
+@pytest.mark.parametrize("epoch, rate", [(1, 1), (74, 1), (75, 0.1), (149, 0.1), (150, 0.01), (224, 0.01), (225, 0.001), (299, 0.001)])
+@pytest.mark.parametrize("step", [0, 1561])
+def test_the_papers_rate_is_cut_to_a_tenth_at_epochs_75_150_and_225_and_nowhere_else(epoch, rate, step):
+    config = RunConfig.preset("paper", "mixshare")
+    assert training.learning_rate(config, epoch, step, 1562) == pytest.approx(0.1 / 2 * 64 / 128 * rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 3])
+def test_step_k_of_the_n_of_the_warm_up_has_k_nths_of_the_rate(warmup_epochs):
+    config = RunConfig.preset("paper", "mixshare", warmup_epochs=warmup_epochs)
+    rates = [training.learning_rate(config, epoch, step, 7) for epoch in range(warmup_epochs) for step in range(7)]
+    assert rates == pytest.approx([config.learning_rate * k / (7 * warmup_epochs) for k in range(1, 7 * warmup_epochs + 1)])
+    assert training.learning_rate(config, warmup_epochs, 0, 7) == config.learning_rate
+
+
+@pytest.mark.parametrize("profile, epochs", [("digits", 40), ("cifar100-lite", 6), ("smoke", 9), ("paper", 300)])
+def test_a_profile_is_cut_where_a_quarter_a_half_and_three_quarters_of_its_epochs_are_over(profile, epochs):
+    config = RunConfig.preset(profile, "mixshare", epochs=epochs)
+    for epoch in range(1, epochs):
+        cuts = sum(epoch / epochs >= quarter for quarter in (0.25, 0.5, 0.75))
+        assert training.learning_rate(config, epoch, 0, 5) == pytest.approx(config.learning_rate / 10**cuts)
+
+
+def test_the_optimizer_is_nesterov_descent_on_the_loss_with_the_l2_term_over_all_parameters():
+    config = RunConfig.preset("paper", "mixshare", l2=0.01)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
+    by_hand = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    velocities, optimizer = [0.0] * len(by_hand), training.make_optimizer(model, config)
+    for rate in (0.1, 0.1, 0.05):
+        inputs = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        model(inputs).logsumexp(dim=1).sum().backward()
+        optimizer.step()
+
+        state = dict(zip(dict(model.named_parameters()), by_hand, strict=True))
+        loss = torch.func.functional_call(model, state, inputs).logsumexp(dim=1).sum() + 0.01 * sum(p.square().sum() for p in by_hand)
+        for k, gradient in enumerate(torch.autograd.grad(loss, by_hand)):
+            velocities[k] = 0.9 * velocities[k] + gradient
+            by_hand[k].data -= rate * (gradient + 0.9 * velocities[k])
+    torch.testing.assert_close(list(model.parameters()), by_hand)
+
+
+@pytest.mark.parametrize("profile", ["paper", "digits"])
+def test_every_parameter_of_the_network_decays_by_6e_4(profile):
+    config = RunConfig.preset(profile, "mixshare")
+    model = runs.build_model(config, 3, 10)
+    (group,) = training.make_optimizer(model, config).param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (pytest.approx(6e-4), 0.9, True)
+
+
+@METHOD
+def test_the_loss_of_a_member_is_its_weighted_cross_entropy_averaged_over_the_rows(method, overrides, digits):
+    config = RunConfig.preset("smoke", method, **overrides)
+    model, batches, draws = first_step(config, digits)
+    batch = batches(draws[0])
+    found = training.member_losses(model, batches, config, draws[0]).detach().double().numpy()
+
+    log_p = model(batch.inputs, batch.masks, unmix=config.unmix).detach().double().log_softmax(dim=2).numpy()
+    masks, wanted = batch.masks[:, :, 0].double().numpy(), np.zeros((config.members, config.batch_size))
+    for row in range(config.batch_size):
+        roots = [masks[m, row].mean() ** (1 / config.loss_root) for m in range(config.members)]
+        for m in range(config.members):
+            loss = -log_p[m, row, digits.train_labels[draws[0]["rows"][m, row]]]
+            if config.pixel_cutmix:
+                top, bottom, left, right = draws[0]["partner_boxes"][m, row]
+                share = masks[m, row, top:bottom, left:right].sum() / max(masks[m, row].sum(), 1e-9)
+                loss = (1 - share) * loss - share * log_p[m, row, digits.train_labels[draws[0]["partner_rows"][m, row]]]
+            wanted[m, row] = config.members * roots[m] / sum(roots) * loss
+    np.testing.assert_allclose(found, wanted.mean(axis=1), rtol=1e-4)
+
+
+def test_a_step_returns_the_sum_over_the_members_and_follows_its_gradient(digits):
+    config = RunConfig.preset("smoke", "mixshare", momentum=0.0, l2=0.0)
+    model, batches, draws = first_step(config, digits)
+    before = [p.detach().clone() for p in model.parameters()]
+    wanted = training.member_losses(model, batches, config, draws[0]).sum()
+    gradients = torch.autograd.grad(wanted, list(model.parameters()))
+    loss = training.Step(model, training.make_optimizer(model, config), batches, config)(draws[0], 0.25)
+    assert loss.item() == pytest.approx(wanted.item()) and not loss.requires_grad
+    torch.testing.assert_close(list(model.parameters()), [p - 0.25 * g for p, g in zip(before, gradients, strict=True)])
+
+
+def test_bfloat16_computes_nearly_the_same_loss_but_not_the_same(digits):
+    configs = [RunConfig.preset("smoke", "mixshare", precision=precision) for precision in ("float32", "bfloat16")]
+    model, batches, draws = first_step(configs[0], digits)
+    losses = [training.member_losses(model, batches, config, draws[0]) for config in configs]
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0)
+    assert not torch.equal(*losses)
+
+
+def test_one_member_trains_as_a_plain_network_in_a_plain_loop(digits):
+    config = RunConfig.preset("smoke", "single", flip=True)
+    model, batches, draws = first_step(config, digits)
+    step = training.Step(model, training.make_optimizer(model, config), batches, config)
+    losses = [step(draws[k], 0.02 * (k + 1)).item() for k in range(4)]
+
+    plain = first_step(config, digits)[0]
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=6e-4)
+    pixels = digits.train_images.permute(0, 3, 1, 2) / 255
+    padded, mean, deviation = F.pad(pixels, (2, 2, 2, 2)), pixels.mean(), pixels.std(correction=0)
+    for k, loss in enumerate(losses):
+        rows, offsets, flips = (draws[k][name][0].tolist() for name in ("rows", "offsets", "flips"))
+        images = torch.stack([padded[i, :, y : y + 16, x : x + 16] for i, (y, x) in zip(rows, offsets, strict=True)])
+        images = torch.stack([image.flip(2) if flip else image for image, flip in zip(images, flips, strict=True)])
+        features = plain.core(plain.encoders[0]((images - mean) / deviation)).mean(dim=(2, 3))
+        wanted = F.cross_entropy(plain.classifiers[0](features), digits.train_labels[rows])
+        assert loss == pytest.approx(wanted.item(), rel=1e-3)
+        optimizer.param_groups[0]["lr"] = 0.02 * (k + 1)
+        optimizer.zero_grad()
+        wanted.backward()
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-2, atol=1e-3)
+
+
+@METHOD
+def test_every_method_trains_to_finite_figures_and_the_files_of_a_run(method, overrides, finished, contents):
+    run = finished(method, **overrides)
+    assert set(contents(run.folder)) == set(runs.RUN_FILES)  # so no checkpoint and no temporary file
+    figures = [f for value in run.metrics.values() if not isinstance(value, dict) for f in (value if isinstance(value, list) else [value])]
+    assert all(f is None or math.isfinite(f) for f in figures) and len(run.metrics["accuracy_members"]) == run.config.members
+    assert list(run.history.epoch) == [0, 1] and run.history.loss.iloc[1] < run.history.loss.iloc[0]
+    assert run.logits.shape == (run.config.members, 100, 10)
+
+
+def test_capture_without_a_gpu_trains_the_same_run_to_the_bit(finished, contents):
+    plain, captured = finished(seed=1, device="cpu"), mixshare.train(RunConfig.preset("smoke", seed=1, capture=True, device="cpu"))
+    one, two = contents(plain.folder), contents(captured.folder)
+    assert {name for name in one if one[name] != two[name]} == {"config.json"}  # which holds the field itself
+
+
+@pytest.mark.parametrize("how", [dict(capture=True), dict(deterministic=False), dict(threads=2), dict(device="cpu")], ids=str)
+def test_how_a_run_is_executed_does_not_make_it_another_run(how, copied, monkeypatch):
+    run = copied()
+    monkeypatch.setattr(training, "Training", None)
+    assert mixshare.train(RunConfig.preset("smoke", "mixshare", 1, **how)).folder == run.folder
+
+
+DISTURBANCES = {
+    "seed": lambda: torch.manual_seed(99),
+    "threads": lambda: torch.set_num_threads(2),
+    "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+}
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES.values(), ids=DISTURBANCES)
+@pytest.mark.parametrize("ending", ["finished", "diverged"])
+def test_torchs_global_state_neither_changes_a_run_nor_is_changed_by_it(disturb, ending, settings, finished, contents):
+    disturb()
+    before = settings()
+    if ending == "finished":
+        run = mixshare.train(finished().config)
+        assert contents(run.folder) == contents(finished().folder)
+    else:
+        with pytest.raises(ArithmeticError):
+            mixshare.train(RunConfig.preset("smoke", "single", learning_rate=1e20))
+    assert settings() == before
+
+
+@pytest.fixture
+def settings():
+    def read():
+        deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.get_num_threads(), *deterministic, torch.get_float32_matmul_precision(), hash(torch.get_rng_state().numpy().tobytes())
+
+    threads, deterministic, warn_only, precision, _ = read()
+    yield read
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.set_float32_matmul_precision(precision)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_epoch_the_step_and_what_to_try(outputs, in_a_line):
+    config = RunConfig.preset("smoke", "mixshare", 3, learning_rate=1e20)
+    with pytest.raises(
+        ArithmeticError, match=r"mixshare, seed 3, is (nan|-?inf) in epoch 0, step [1-8]; try a learning_rate below 1e\+20"
+    ) as caught:
+        mixshare.train(config)
+    in_a_line(caught.value)
+    assert not list(outputs.rglob("metrics.json"))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_progress_is_shown_to_a_person_who_watches_and_to_nobody_else(watched, monkeypatch, capfd):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter") if watched else monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    mixshare.train(RunConfig.preset("smoke", "single"))
+    shown = "".join(capfd.readouterr())
+    assert all(part in shown for part in ("single seed 1", "2/2", "loss=", "lr=")) if watched else shown == ""
+
+
+@pytest.mark.cifar100
+@pytest.mark.skipif(not (files.data_folder() / "cifar100.npz").is_file(), reason="needs the real CIFAR-100 as $MIXSHARE_DATA/cifar100.npz")
+def test_real_images_are_learnt(monkeypatch):
+    data = load_data("cifar100")
+    few = replace(data, train_images=data.train_images[:1000], train_labels=data.train_labels[:1000],
+                  test_images=data.test_images[:300], test_labels=data.test_labels[:300])  # fmt: skip
+    monkeypatch.setattr(training, "load_data", lambda name: few)
+    run = mixshare.train(RunConfig.preset("cifar100-lite", "mixshare", epochs=3, milestones=[]))
+    assert run.history.loss.is_monotonic_decreasing
+    assert run.history.loss.iloc[-1] < 0.98 * 2 * math.log(100)  # what guessing costs two members

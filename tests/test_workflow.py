@@ -1,0 +1,174 @@
+"""The batch: what is done stays, what is damaged or foreign is made again, one failure leaves the rest alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixshare
+from mixshare import chapters, runs, targets
+from mixshare.files import project_root
+
+SNAKEMAKE = [
+    str(Path(sys.executable).with_name("snakemake")),
+    "--cores",
+    "2",
+    "--keep-going",
+    "--rerun-triggers",
+    "input",
+    "--quiet",
+    "rules",
+    "host",
+]
+
+
+def batch(outputs: Path, **config: str) -> subprocess.CompletedProcess:
+    """`make reproduce` without the environment: prepare, then Snakemake, in a folder of the test's own."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
+    options = [word for name in ("methods", "seeds") for word in (f"--{name}", config[name])]
+    prepare = subprocess.run(
+        [sys.executable, "-m", "mixshare", "prepare", config["profile"], *options], env=env, capture_output=True, text=True
+    )
+    if prepare.returncode:
+        return prepare
+    words = [f"{name}={value}" for name, value in config.items()]
+    snakefile = str(project_root() / "workflow" / "Snakefile")
+    done = subprocess.run(
+        [*SNAKEMAKE, "--snakefile", snakefile, "--directory", str(outputs), "--config", *words], env=env, capture_output=True, text=True
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, prepare.stdout + done.stdout, done.stderr)
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A batch of one method and one seed, run to its end."""
+    outputs = tmp_path_factory.mktemp("batch")
+    done = batch(outputs, profile="smoke", methods="single", seeds="4")
+    assert done.returncode == 0, done.stderr
+    return outputs
+
+
+def test_a_batch_leaves_executed_chapters_and_the_table(made):
+    run = made / "smoke" / "single" / "seed-4"
+    assert {"01_training.ipynb", *runs.RUN_FILES} <= {path.name for path in run.iterdir()}
+    assert (made / "smoke" / "chapters" / "05_results.ipynb").is_file() and (made / "smoke" / "studies" / "results.csv").is_file()
+    assert (made / "smoke" / "figures" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_done_again_whatever_the_files_times_say(made):
+    for k, path in enumerate(sorted(stamps(made))):
+        os.utime(path, (1_000_000_000 + 1000 * (k % 3), 1_000_000_000 + 1000 * (k % 3)))
+    before = stamps(made)
+    again = batch(made, profile="smoke", methods="single", seeds="4")
+    assert again.returncode == 0 and "2 of 2 chapters are done" in again.stdout and "Nothing to be done" in again.stderr
+    assert stamps(made) == before
+
+
+def test_a_run_that_was_damaged_is_made_again_and_ends_the_same(made, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(made, outputs)
+    run = outputs / "smoke" / "single" / "seed-4"
+    weights = (run / "weights.safetensors").read_bytes()
+    (run / "metrics.json").write_text((run / "metrics.json").read_text()[:50])
+    (run / "weights.safetensors").unlink()
+    again = batch(outputs, profile="smoke", methods="single", seeds="4")
+    assert again.returncode == 0 and "0 of 2 chapters are done" in again.stdout
+    assert (run / "weights.safetensors").read_bytes() == weights and json.loads((run / "metrics.json").read_text())
+
+
+def test_one_run_that_fails_is_shown_with_its_error_and_the_others_go_on(tmp_path):
+    broken = tmp_path / "smoke" / "single" / "seed-1"
+    broken.mkdir(parents=True)
+    (broken / "checkpoint.pt").write_bytes(b"no checkpoint")
+    done = batch(tmp_path, profile="smoke", methods="single,mimo", seeds="1")
+    assert done.returncode != 0
+    first = next(line for line in done.stderr.splitlines() if "mixshare:" in line)
+    assert "checkpoint.pt is damaged or no checkpoint" in first and "delete it to start this run over" in first
+    assert done.stderr.index(first) < done.stderr.index("RuleException") and "Traceback" not in done.stderr
+    assert (broken / "01_training.partial.ipynb").is_file() and not (broken / "01_training.ipynb").exists()
+    assert (tmp_path / "smoke" / "mimo" / "seed-1" / "01_training.ipynb").is_file()
+    assert not (tmp_path / "smoke" / "chapters" / "05_results.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"profile": "smkoe", "methods": "mimo", "seeds": "1"}, "did you mean smoke"),
+        ({"profile": "smoke", "methods": "mimo,mixshard", "seeds": "1"}, "did you mean mixshare"),
+        ({"profile": "smoke", "methods": "mimo", "seeds": "1,x"}, "possible are whole numbers"),
+        ({"profile": "smoke", "methods": "mimo", "seeds": "-1"}, "seed is -1; possible is from 0"),
+    ],
+)
+def test_a_wrong_batch_is_one_line_before_anything_starts(tmp_path, config, says):
+    done = batch(tmp_path, **config)
+    assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_snakefile_by_itself_refuses_a_wrong_batch_in_a_line_too(tmp_path):
+    snakefile = str(project_root() / "workflow" / "Snakefile")
+    command = [*SNAKEMAKE, "--snakefile", snakefile, "--directory", str(tmp_path), "--config", "profile=smkoe"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (
+        done.returncode != 0 and "mixshare: unknown profile 'smkoe' (did you mean smoke?)" in done.stderr and "Traceback" not in done.stderr
+    )
+
+
+class TestPreparing:
+    @pytest.fixture
+    def target(self, copied):
+        """A training target with a finished run and an executed chapter, as a batch leaves them."""
+        target = targets.training(copied("single", 1).config)
+        notebook = json.loads(chapters.chapter_path("01_training").read_text())
+        made_from = chapters.fingerprint(chapters.chapter_path("01_training"), target.parameters, ())
+        notebook["metadata"]["mixshare"] = {"fingerprint": made_from}
+        target.output.write_text(json.dumps(notebook))
+        return target
+
+    def test_a_finished_target_is_left_alone(self, target, capsys):
+        before = stamps(target.output.parent)
+        targets.prepare([target])
+        assert stamps(target.output.parent) == before and "1 of 1 chapters are done" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("name", runs.RUN_FILES)
+    def test_without_one_of_the_runs_files_the_chapter_is_to_be_made_again(self, target, name):
+        (target.output.parent / name).unlink()
+        targets.prepare([target])
+        assert not target.output.exists()
+
+    def test_a_run_of_another_configuration_is_moved_aside_not_deleted(self, target, capsys):
+        folder = target.output.parent
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"depth": 10', '"depth": 16'))
+        targets.prepare([target])
+        aside = folder.with_name("seed-1.old-1")
+        assert not folder.exists() and (aside / "metrics.json").is_file() and "depth 16 there, 10 here" in capsys.readouterr().out
+
+    def test_a_chapter_made_from_an_older_text_is_made_again_but_its_run_is_kept(self, target):
+        target.output.write_text(
+            target.output.read_text().replace(json.loads(target.output.read_text())["metadata"]["mixshare"]["fingerprint"], "1" * 64)
+        )
+        targets.prepare([target])
+        assert not target.output.exists() and runs.problem(target.config, target.output.parent) is None
+
+    def test_fresh_starts_over(self, target):
+        targets.prepare([target], fresh=True)
+        assert not target.output.parent.exists()
+
+
+def test_the_default_batch_is_four_methods_three_seeds_and_the_table():
+    batch_of = targets.results("digits")
+    assert [t.chapter for t in batch_of] == ["01_training"] * 12 + ["05_results"]
+    assert {t.config.name for t in batch_of[:-1]} == {"single", "mimo", "cut_mixmo", "mixshare"} and {
+        t.config.seed for t in batch_of[:-1]
+    } == {1, 2, 3}
+    assert batch_of[0].output == runs.run_folder(mixshare.RunConfig.preset("digits", "single", 1)) / "01_training.ipynb"
