@@ -15,7 +15,21 @@ __version__ = "0.1.0"
 __all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
 
 _HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
-_ROOMS = ("batch", "chapters", "data", "figures", "metrics", "mixing", "model", "plan", "publish", "results", "runs", "training")
+_ROOMS = (
+    "batch",
+    "chapters",
+    "checkpoint",
+    "data",
+    "figures",
+    "metrics",
+    "mixing",
+    "model",
+    "plan",
+    "publish",
+    "results",
+    "runs",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,68 +14,18 @@ from typing import Any
 from mixshare.errors import InvalidType, InvalidValue
 
 # What the methods differ in (MixShare: appendices A to C; the others: MixMo's code).
-METHODS: dict[str, dict[str, Any]] = {
-    "single": dict(
-        members=1,
-        mix="sum",
-        mix_probability=1.0,
-        mix_alpha=2,
-        mix_fade=0.0,
-        encoder_init="independent",
-        unmix=False,
-        input_repetition=0.0,
-        loss_root=1.0,
-        batch_repetition=1,
-    ),
-    "mimo": dict(
-        members=2,
-        mix="sum",
-        mix_probability=1.0,
-        mix_alpha=2,
-        mix_fade=0.0,
-        encoder_init="independent",
-        unmix=False,
-        input_repetition=0.0,
-        loss_root=1.0,
-        batch_repetition=2,
-    ),
-    "linear_mixmo": dict(
-        members=2,
-        mix="linear",
-        mix_probability=1.0,
-        mix_alpha=2,
-        mix_fade=0.0,
-        encoder_init="independent",
-        unmix=False,
-        input_repetition=0.0,
-        loss_root=3.0,
-        batch_repetition=2,
-    ),
-    "cut_mixmo": dict(
-        members=2,
-        mix="cutmix",
-        mix_probability=0.5,
-        mix_alpha=2,
-        mix_fade=12.0,
-        encoder_init="independent",
-        unmix=False,
-        input_repetition=0.0,
-        loss_root=3.0,
-        batch_repetition=2,
-    ),
-    "mixshare": dict(
-        members=2,
-        mix="cutmix",
-        mix_probability=1.0,
-        mix_alpha=2,
-        mix_fade=0.0,
-        encoder_init="identical",
-        unmix=True,
-        input_repetition=0.1,
-        loss_root=1.0,
-        batch_repetition=2,
-    ),
+# fmt: off
+_METHOD_FIELDS =   ("members", "mix", "mix_probability", "mix_alpha", "mix_fade", "encoder_init", "unmix", "input_repetition", "loss_root",
+                    "batch_repetition")
+_METHOD_ROWS = {
+    "single":       (1,    "sum",       1.0,               2,            0.0,     "independent",    False,       0.0,            1.0,    1),
+    "mimo":         (2,    "sum",       1.0,               2,            0.0,     "independent",    False,       0.0,            1.0,    2),
+    "linear_mixmo": (2,    "linear",    1.0,               2,            0.0,     "independent",    False,       0.0,            3.0,    2),
+    "cut_mixmo":    (2,    "cutmix",    0.5,               2,           12.0,     "independent",    False,       0.0,            3.0,    2),
+    "mixshare":     (2,    "cutmix",    1.0,               2,            0.0,     "identical",      True,        0.1,            1.0,    2),
 }
+# fmt: on
+METHODS: dict[str, dict[str, Any]] = {name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()}
 
 # What the data sets differ in. Digits take a rate of their own: at the paper's, their 1,600 steps (the paper: 468,600) end
 # before every method has converged.

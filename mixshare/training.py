@@ -4,7 +4,6 @@ A step is a function of (weights, draws) alone, and the plan gives the same draw
 weights, momentum and the number of epochs done, and no generator's state.
 """
 
-import io
 import os
 import sys
 import time
@@ -17,16 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mixshare import mixing, runs
+from mixshare import checkpoint, mixing, runs
 from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
-from mixshare.files import digest_of, need_room, shown, write
+from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 
-CHECKPOINT_FORMAT = 1
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = 500
 
@@ -69,11 +67,11 @@ class Training:
         self.environment = runs.environment(config, device)
         self.earlier_environments: list[dict[str, Any]] = []
 
-    def run(self, checkpoint: Path) -> None:
-        """Train the epochs that are left, keeping a checkpoint."""
-        need_room(checkpoint.parent, 16 * sum(p.numel() for p in self.model.parameters()) + 1_000_000)
-        if checkpoint.exists():
-            self.restore(checkpoint)
+    def run(self, path: Path) -> None:
+        """Train the epochs that are left, keeping a checkpoint at `path`."""
+        need_room(path.parent, 16 * sum(p.numel() for p in self.model.parameters()) + 1_000_000)
+        if path.exists():
+            self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
         started = saved = time.monotonic()
         before = self.seconds
@@ -84,8 +82,8 @@ class Training:
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                    write(checkpoint, self.save)
-                    runs.write_history(checkpoint.parent, self.history)  # for a person who watches; resuming reads the checkpoint
+                    write(path, self.save)
+                    runs.write_history(path.parent, self.history)  # for a person who watches; resuming reads the checkpoint
                     saved = time.monotonic()
 
     def epoch(self, step: "Step") -> None:
@@ -109,38 +107,21 @@ class Training:
         })  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on, with a digest of its own."""
-        state = {
-            "config_digest": self.config.digest,
-            "data_digest": self.data.digest,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "seconds": self.seconds,
-            "environments": [*self.earlier_environments, self.environment],
-        }
-        content = io.BytesIO()
-        torch.save(state, content)
-        torch.save({"format": CHECKPOINT_FORMAT, "digest": digest_of(content.getvalue()), "content": _bytes_tensor(content)}, path)
+        """Write all that the rest of the run depends on."""
+        checkpoint.save(
+            path,
+            config_digest=self.config.digest,
+            data_digest=self.data.digest,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            history=self.history,
+            seconds=self.seconds,
+            environments=[*self.earlier_environments, self.environment],
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
-        remedy = "delete it to start this run over"
-        try:
-            outer = torch.load(path, weights_only=True)
-            content = outer["content"].numpy().tobytes() if outer["format"] == CHECKPOINT_FORMAT else b""
-            damaged = content and digest_of(content) != outer["digest"]
-            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True) if content and not damaged else {}
-        except Exception as error:  # torch, zipfile and pickle have many kinds of error for files that are not what they seem
-            raise FileProblem(f"{shown(path)} is damaged or no checkpoint ({type(error).__name__}); {remedy}") from error
-        if damaged:
-            raise FileProblem(f"{shown(path)} is damaged or no checkpoint (its digest does not fit); {remedy}")
-        found = {"format": outer["format"], **state}
-        for name, wanted in (("format", CHECKPOINT_FORMAT), ("config_digest", self.config.digest), ("data_digest", self.data.digest)):
-            if found[name] != wanted:
-                raise FileProblem(
-                    f"{shown(path)} is of another run: its {name.replace('_', ' ')} is {found[name]}, wanted is {wanted}; {remedy}"
-                )
+        state = checkpoint.load(path, self.device, config_digest=self.config.digest, data_digest=self.data.digest)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.seconds = list(state["history"]), float(state["seconds"])
@@ -158,10 +139,6 @@ class Training:
             "earlier_environments": self.earlier_environments,
             "wall_seconds": round(self.seconds, 3),
         }
-
-
-def _bytes_tensor(content: io.BytesIO) -> Tensor:
-    return torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
 
 
 class Step:

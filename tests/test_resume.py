@@ -215,7 +215,7 @@ def test_the_checkpoint_of_another_configuration_is_refused_in_a_line(checkpoint
 
 
 def test_the_checkpoint_of_another_version_is_refused_in_a_line(checkpoint, refused, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", training.CHECKPOINT_FORMAT + 1)
+    monkeypatch.setattr(mixshare.checkpoint, "FORMAT", mixshare.checkpoint.FORMAT + 1)
     assert "of another run: its format is" in refused(checkpoint[1])
 
 
