@@ -62,58 +62,79 @@ def cutmix_probability(config: RunConfig, epoch: int) -> float:
     return config.mix_probability * fade
 
 
-def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: int) -> Plan:
-    """All draws of `epoch`, counted from 0, for a training set of so many images of so many pixels."""
-    steps, members, batch = steps_per_epoch(config, images), config.members, config.batch_size
-    shape = (steps, members, batch)
+class _Streams:
+    """The counter-based streams of one epoch, one for each purpose."""
 
-    def words(purpose: str, *sizes: int) -> np.ndarray:
-        key = hashlib.sha256(f"{config.seed}/{epoch}/{purpose}".encode()).digest()[:16]
+    def __init__(self, config: RunConfig, epoch: int):
+        self.prefix = f"{config.seed}/{epoch}"
+
+    def words(self, purpose: str, *sizes: int) -> np.ndarray:
+        """Raw 64-bit words."""
+        key = hashlib.sha256(f"{self.prefix}/{purpose}".encode()).digest()[:16]
         raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(int(np.prod(sizes)))
         return np.asarray(raw, np.uint64).reshape(sizes)
 
-    def uniform(purpose: str, *sizes: int) -> np.ndarray:
-        return (words(purpose, *sizes) >> np.uint64(11)) * 2.0**-53
+    def uniform(self, purpose: str, *sizes: int) -> np.ndarray:
+        """Multiples of 2**-53 in [0, 1)."""
+        return (self.words(purpose, *sizes) >> np.uint64(11)) * 2.0**-53
 
-    def crops(who: str) -> dict[str, np.ndarray]:
-        flips = words(f"{who}flip", *shape) >> np.uint64(63) if config.flip else np.zeros(shape)
-        return {
-            f"{who}offsets": _whole(uniform(f"{who}crop", *shape, 2), 2 * config.crop_padding + 1),
-            f"{who}flips": flips.astype(bool),
-        }
+    def whole(self, purpose: str, below: int, *sizes: int) -> np.ndarray:
+        """Whole numbers from 0 to below - 1."""
+        return (self.uniform(purpose, *sizes) * below).astype(np.int64)
 
-    distinct = batch // config.batch_repetition
-    shuffled = np.argsort(words("order", images), kind="stable")[: steps * distinct].reshape(steps, 1, distinct)
-    draws = {"rows": _per_member(np.tile(shuffled, (1, members, config.batch_repetition)), words("members", *shape), config)}
-    draws |= crops("")
-    draws["cut"] = uniform("cut", steps) < cutmix_probability(config, epoch)
-    draws["order"] = np.argsort(words("roles", steps, members), axis=1, kind="stable")
-    splits = _splits(uniform, config, steps, batch)
-    draws["ratios"] = _ratios(splits, draws["order"], config).astype(np.float32)
-    centres = uniform("centres", steps, batch, members - 1, 2)
-    draws["boxes"] = _boxes(splits, centres, height, width)
+    def order(self, purpose: str, *sizes: int) -> np.ndarray:
+        """Permutations along the last axis."""
+        return np.argsort(self.words(purpose, *sizes), axis=-1, kind="stable")
+
+
+def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: int) -> Plan:
+    """All draws of `epoch`, counted from 0, for a training set of so many images of so many pixels."""
+    streams, steps, batch = _Streams(config, epoch), steps_per_epoch(config, images), config.batch_size
+    shape = (steps, config.members, batch)
+    splits = _splits(streams, config, steps, batch)
+    order = streams.order("roles", steps, config.members)
+    draws = {
+        "rows": _rows(streams, config, images, shape),
+        **_crops(streams, config, shape, ""),
+        "cut": streams.uniform("cut", steps) < cutmix_probability(config, epoch),
+        "order": order,
+        "ratios": _ratios(splits, order, config).astype(np.float32),
+        "boxes": _boxes(splits, streams.uniform("centres", steps, batch, config.members - 1, 2), height, width),
+    }
     if config.pixel_cutmix:
-        draws["partner_rows"] = _whole(uniform("partner", *shape), images)
-        draws |= crops("partner_")
-        draws["partner_boxes"] = _pixel_boxes(uniform, shape, height, width)
+        draws |= {
+            "partner_rows": streams.whole("partner", images, *shape),
+            **_crops(streams, config, shape, "partner_"),
+            "partner_boxes": _pixel_boxes(streams, shape, height, width),
+        }
     return Plan(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in draws.items()})
 
 
-def _whole(uniform: np.ndarray, below: int) -> np.ndarray:
-    return (uniform * below).astype(np.int64)
+def _rows(streams: _Streams, config: RunConfig, images: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Which image each member gets in each row, (S, M, B).
 
-
-def _per_member(rows: np.ndarray, keys: np.ndarray, config: RunConfig) -> np.ndarray:
-    """Give each member the batch's rows (S, M, B) in an order of its own, save the repeated ones (MIMO's input repetition)."""
-    repeated = int(config.input_repetition * config.batch_size + 1e-9)  # 0.3 * 10 is 2.999…
+    A batch holds its images b times over (batch repetition), and each member sees them in an order of its own, save in the first
+    rows, where all see the same image (input repetition).
+    """
+    steps, members, batch = shape
+    distinct = batch // config.batch_repetition
+    rows = streams.order("order", images)[: steps * distinct].reshape(steps, 1, distinct)
+    rows = np.tile(rows, (1, members, config.batch_repetition))
+    keys = streams.words("members", *shape)
     common = np.argsort(keys[:, :1], axis=2, kind="stable")  # member 0's order is where all start from
     rows = np.take_along_axis(rows, np.broadcast_to(common, rows.shape), axis=2)
     keys = np.concatenate([np.take_along_axis(keys[:, :1], common, axis=2), keys[:, 1:]], axis=1)
+    repeated = int(config.input_repetition * batch + 1e-9)  # 0.3 * 10 is 2.999…
     own = np.argsort(keys[..., repeated:], axis=2, kind="stable")
     return np.concatenate([rows[..., :repeated], np.take_along_axis(rows[..., repeated:], own, axis=2)], axis=2)
 
 
-def _splits(uniform, config: RunConfig, steps: int, batch: int) -> np.ndarray:
+def _crops(streams: _Streams, config: RunConfig, shape: tuple[int, ...], who: str) -> dict[str, np.ndarray]:
+    flips = streams.uniform(f"{who}flip", *shape) >= 0.5 if config.flip else np.zeros(shape, bool)
+    return {f"{who}offsets": streams.whole(f"{who}crop", 2 * config.crop_padding + 1, *shape, 2), f"{who}flips": flips}
+
+
+def _splits(streams: _Streams, config: RunConfig, steps: int, batch: int) -> np.ndarray:
     """(S, B, M - 1): what box k takes of the image that the boxes on top of it leave, Beta(alpha, k * alpha).
 
     A chain of such splits makes the members' shares Dirichlet(alpha, …, alpha). For whole a and b, Beta(a, b) is the a-th
@@ -121,7 +142,7 @@ def _splits(uniform, config: RunConfig, steps: int, batch: int) -> np.ndarray:
     """
     alpha = config.mix_alpha
     chain = [
-        np.partition(uniform(f"split {k}", steps, batch, (k + 1) * alpha - 1), alpha - 1, axis=2)[..., alpha - 1]
+        np.partition(streams.uniform(f"split {k}", steps, batch, (k + 1) * alpha - 1), alpha - 1, axis=2)[..., alpha - 1]
         for k in range(1, config.members)
     ]
     return np.stack(chain, axis=2) if chain else np.zeros((steps, batch, 0))
@@ -146,13 +167,13 @@ def _boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> 
     edges = []
     for axis, size in enumerate((height, width)):
         half = (size * np.sqrt(shares)).astype(np.int64) // 2
-        centre = _whole(centres[..., axis], size)
+        centre = (centres[..., axis] * size).astype(np.int64)
         edges += [np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)]
     return np.stack(edges, axis=-1)
 
 
-def _pixel_boxes(uniform, shape: tuple[int, ...], height: int, width: int) -> np.ndarray:
+def _pixel_boxes(streams: _Streams, shape: tuple[int, ...], height: int, width: int) -> np.ndarray:
     """The usual MSDA: with probability 1/2, ratio from Beta(1, 1), the row's own image keeping the larger share (MixMo)."""
-    ratio = uniform("pixel ratio", *shape)
-    boxes = _boxes(np.minimum(ratio, 1 - ratio), uniform("pixel centres", *shape, 2), height, width)
-    return boxes * (uniform("pixel", *shape) < 0.5)[..., None]
+    ratio = streams.uniform("pixel ratio", *shape)
+    boxes = _boxes(np.minimum(ratio, 1 - ratio), streams.uniform("pixel centres", *shape, 2), height, width)
+    return boxes * (streams.uniform("pixel", *shape) < 0.5)[..., None]
