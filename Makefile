@@ -29,7 +29,7 @@ test: env ## the tests, and the chapters in their smoke form against their commi
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)
 
 notebook: env ## the chapters in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 chapters: env ## execute the chapters in their smoke form and put the outputs into them
 	@$(BIN)/python -m mixshare refresh

@@ -15,26 +15,14 @@ __version__ = "0.1.0"
 __all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
 
 _HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
-_ROOMS = (
-    "batch",
-    "chapters",
-    "checkpoint",
-    "data",
-    "figures",
-    "metrics",
-    "mixing",
-    "model",
-    "plan",
-    "publish",
-    "results",
-    "runs",
-    "training",
-)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"mixshare.{_HOME[name]}"), name)
-    if name in _ROOMS:
+    try:
         return import_module(f"mixshare.{name}")
-    raise AttributeError(f"module 'mixshare' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name != f"mixshare.{name}":
+            raise
+        raise AttributeError(f"module 'mixshare' has no attribute {name!r}") from None

@@ -22,6 +22,7 @@ def main() -> int:
     chapter.add_argument("output", type=Path)
     chapter.add_argument("--parameters", type=json.loads, default={})
     chapter.add_argument("--reads", nargs="*", type=Path, default=())
+    chapter.add_argument("--writes", nargs="*", type=Path, default=())
     refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
@@ -41,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.verb == "chapter":
         from mixshare import chapters
 
-        chapters.execute(arguments.name, arguments.output, arguments.parameters, arguments.reads)
+        chapters.execute(arguments.name, arguments.output, arguments.parameters, arguments.reads, arguments.writes)
     elif arguments.verb == "refresh":
         from mixshare import chapters
 

@@ -38,7 +38,8 @@ def declared(source: str) -> dict[str, type]:
         body = ast.parse(source).body
     except SyntaxError:  # a cell with a magic declares none
         return {}
-    return {node.target.id: TYPES[ast.unparse(node.annotation)] for node in body if isinstance(node, ast.AnnAssign)}
+    annotated = {ast.unparse(node.target): ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+    return {name: TYPES[kind] for name, kind in annotated.items() if kind in TYPES}
 
 
 def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
@@ -73,17 +74,21 @@ def fingerprint(chapter: Path, parameters: dict[str, Any], reads: Sequence[Path]
     return digest_of(json.dumps(cells).encode(), json.dumps(parameters, sort_keys=True).encode(), *contents)
 
 
-def is_current(output: Path, chapter: Path, parameters: dict[str, Any], reads: Sequence[Path]) -> bool:
-    """Whether `output` is this chapter executed whole, from what is there now."""
+def is_current(output: Path, chapter: Path, parameters: dict[str, Any], reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> bool:
+    """Whether `output` is this chapter executed whole, from what is there now, and what it wrote is still as it wrote it."""
     try:
-        made_from = _read(output)["metadata"]["mixshare"]["fingerprint"]
+        record = _read(output)["metadata"]["mixshare"]
+        return record["fingerprint"] == fingerprint(chapter, parameters, reads) and record["wrote"] == _digests(writes)
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not executed by us
         return False
-    return made_from == fingerprint(chapter, parameters, reads)
 
 
-def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence[Path] = ()) -> None:
-    """Execute a chapter with papermill into `output`, which is there only when it is whole.
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    return {path.name: digest_of(path.read_bytes()) for path in paths}
+
+
+def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> None:
+    """Execute a chapter with papermill into `output`, which is there only when it is whole; it reads and writes the given files.
 
     While it runs, and where it fails, it lies beside as `<name>.partial.ipynb`. Raises ValueError or TypeError for parameters
     that it does not have, before anything starts, and OSError with the chapter's own last error where a cell fails.
@@ -99,7 +104,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
             notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
     except papermill.PapermillExecutionError as error:
         raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
-    notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads)}
+    notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
     save(notebook, output)
     partial.unlink()
 
@@ -109,7 +114,7 @@ def check_against(chapter: Path, parameters: dict[str, Any]) -> None:
     known = declared(next("".join(cell["source"]) for cell in _read(chapter)["cells"] if "parameters" in cell["metadata"].get("tags", [])))
     check_values(known, parameters)
     if "method" in known and {"profile", "method", "seed"} <= set(parameters):
-        RunConfig.preset(parameters["profile"], parameters["method"], parameters["seed"], **parameters.get("overrides", {}))
+        RunConfig.of(parameters["profile"], parameters["method"], parameters["seed"], parameters.get("overrides", {}))
 
 
 def refresh(name: str) -> None:

@@ -26,23 +26,27 @@ def load(path: Path, device: torch.device, **wanted: Any) -> dict[str, Any]:
 
     Raises OSError, in a line, where it is damaged, of another format, or where its values differ from those `wanted`.
     """
-    outer = _read(path, path)
-    found = {"format": outer.get("format")}
-    if found["format"] == FORMAT:
-        content = outer["content"].numpy().tobytes()
-        if digest_of(content) != outer["digest"]:
-            raise FileProblem(f"{shown(path)} is damaged or no checkpoint (its digest does not fit); {_REMEDY}")
-        found |= _read(path, io.BytesIO(content), map_location=device)
+    try:
+        found = _unpack(path, device)
+    except Exception as error:  # torch, zipfile and pickle have many kinds of error for files that are not what they seem
+        raise damaged(path, type(error).__name__) from error
     for name, value in {"format": FORMAT, **wanted}.items():
-        if found[name] != value:
-            raise FileProblem(
-                f"{shown(path)} is of another run: its {name.replace('_', ' ')} is {found[name]}, wanted is {value}; {_REMEDY}"
-            )
+        if found.get(name) != value:
+            what = f"its {name.replace('_', ' ')} is {found.get(name)}, wanted is {value}"
+            raise FileProblem(f"{shown(path)} is of another run: {what}; {_REMEDY}")
     return found
 
 
-def _read(path: Path, source: Path | io.BytesIO, **options: Any) -> dict[str, Any]:
-    try:
-        return dict(torch.load(source, weights_only=True, **options))
-    except Exception as error:  # torch, zipfile and pickle have many kinds of error for files that are not what they seem
-        raise FileProblem(f"{shown(path)} is damaged or no checkpoint ({type(error).__name__}); {_REMEDY}") from error
+def damaged(path: Path, reason: str) -> FileProblem:
+    """The error for a file that can't be gone on from."""
+    return FileProblem(f"{shown(path)} is damaged or no checkpoint ({reason}); {_REMEDY}")
+
+
+def _unpack(path: Path, device: torch.device) -> dict[str, Any]:
+    outer = torch.load(path, weights_only=True)
+    if outer["format"] != FORMAT:
+        return {"format": outer["format"]}
+    content = outer["content"].numpy().tobytes()
+    if digest_of(content) != outer["digest"]:
+        raise ValueError("the digest does not fit")
+    return {"format": FORMAT, **torch.load(io.BytesIO(content), map_location=device, weights_only=True)}

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -27,8 +28,8 @@ _METHOD_ROWS = {
 # fmt: on
 METHODS: dict[str, dict[str, Any]] = {name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()}
 
-# What the data sets differ in. Digits take a rate of their own: at the paper's, their 1,600 steps (the paper: 468,600) end
-# before every method has converged.
+# What the data sets differ in. Digits take a rate of their own: at the paper's, their 1,600 steps at most (the paper:
+# 468,600) end before every method has converged.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(dataset="digits-few", depth=10, width=1.0, epochs=2, crop_padding=2, flip=False, learning_rate=0.1),
     "digits": dict(dataset="digits", depth=10, width=1.0, epochs=40, crop_padding=2, flip=False, learning_rate=0.1),
@@ -38,7 +39,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 # What all runs share unless overridden (appendix A).
 COMMON: dict[str, Any] = dict(
-    batch_size=64, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1, unmix_normalize=True, unmix_resize="area",
+    batch_size=64, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1, unmix_normalize=True, unmix_resize="area", tied=False,
     pixel_cutmix=False, precision="float32", capture=False, deterministic=True, threads=1, device="auto",
 )  # fmt: skip
 
@@ -50,13 +51,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHOICES = {
     "mix": ("sum", "linear", "cutmix"),
     "unmix_resize": ("area", "nearest"),
-    "encoder_init": ("independent", "identical", "colinear"),
+    "encoder_init": ("independent", "identical", "colinear", "flipped", "half"),
     "precision": ("float32", "bfloat16"),
 }
-# field: (least, greatest, whether the ends themselves are possible)
-_RANGES = {
+# field: (least, greatest, whether the one and the other are themselves possible)
+RANGES = {
     "seed": (0, _HUGE, True, False),
-    "width": (0, math.inf, False, False),
+    "width": (0, 64, False, True),
     "members": (1, 64, True, True),
     "epochs": (1, _HUGE, True, False),
     "batch_size": (1, _HUGE, True, False),
@@ -108,7 +109,8 @@ class RunConfig:
     unmix: bool  # features, with the input block's masks, before the classifiers
     unmix_normalize: bool  # average over the member's own region; else M times the masked average over all positions
     unmix_resize: str  # how masks are brought to the feature map's size: "area" or "nearest"
-    encoder_init: str  # "independent", "identical" or "colinear" kernels
+    encoder_init: str  # "independent", "identical", "colinear", "flipped" or "half" identical kernels
+    tied: bool  # one encoder and one classifier for all members: a single network, trained as a multi-input one
     input_repetition: float  # share of a batch's rows that hold one image for all members
     loss_root: float  # r: loss weights are M * ratio^(1/r), normalised; 1 keeps the ratios
     pixel_cutmix: bool  # CutMix of pixels too (the usual MSDA): probability 1/2, Beta(1, 1)
@@ -120,15 +122,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
+            object.__setattr__(self, field.name, typed(field.name, field.type, getattr(self, field.name)))
         for name in ("profile", "method", "dataset"):
             check_name(name, getattr(self, name))
-        _check_member("profile", self.profile, PROFILES)
-        _check_member("method", self.method, METHODS)
+        check_member("profile", self.profile, PROFILES)
+        check_member("method", self.method, METHODS)
         for name, options in _CHOICES.items():
-            _check_member(name, getattr(self, name), options)
-        for name, bounds in _RANGES.items():
-            _check_range(name, getattr(self, name), *bounds)
+            check_member(name, getattr(self, name), options)
+        for name, bounds in RANGES.items():
+            check_range(name, getattr(self, name), *bounds)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -145,6 +147,8 @@ class RunConfig:
             raise InvalidValue(f"unmix needs mix='cutmix', whose masks it undoes, not mix='{self.mix}'")
         if self.mix != "cutmix" and self.mix_probability != 1:
             raise InvalidValue(f"mix_probability is the share of cutmix batches; with mix='{self.mix}' only 1 is possible")
+        if self.tied and self.encoder_init != "identical":
+            raise InvalidValue(f"tied encoders are one; possible is encoder_init='identical', not '{self.encoder_init}'")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
             raise InvalidValue(f"device is {self.device!r}; possible are auto, cpu, cuda, cuda:0, cuda:1 …, mps")
 
@@ -155,15 +159,20 @@ class RunConfig:
         The milestones follow the epochs (at 1/4, 1/2 and 3/4), the learning rate follows the batch size and the batch repetition
         (appendix A: 0.1 / b * batch / 128), unless the profile or an override names them.
         """
+        return cls.of(profile, method, seed, overrides)
+
+    @classmethod
+    def of(cls, profile: str, method: str, seed: int, overrides: dict[str, Any]) -> "RunConfig":
+        """The same from a dictionary of overrides, as a chapter's parameters have them, whatever its keys."""
         for name, value, table in (("profile", profile, PROFILES), ("method", method, METHODS)):
             check_name(name, value)
-            _check_member(name, value, table)
+            check_member(name, value, table)
         names = [field.name for field in dataclasses.fields(cls) if field.name not in ("profile", "method", "seed")]
         for name in overrides:
-            _check_member("override", name, names)
+            check_member("override", name, names)
         fields = COMMON | PROFILES[profile] | METHODS[method] | overrides
         for name in ("batch_size", "batch_repetition", "epochs"):
-            _check_range(name, _typed(name, int, fields[name]), *_RANGES[name])
+            check_range(name, typed(name, int, fields[name]), *RANGES[name])
         fields.setdefault("learning_rate", 0.1 / fields["batch_repetition"] * fields["batch_size"] / 128)
         fields.setdefault("milestones", sorted({math.ceil(fields["epochs"] * k / 4) for k in (1, 2, 3)}))
         return cls(profile=profile, method=method, seed=seed, **fields)
@@ -208,6 +217,14 @@ def fields_digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
+def grid(profile: str, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Every method with every seed, seed by seed; raises ValueError where there is none, or one twice."""
+    for what, chosen in (("methods", methods), ("seeds", seeds)):
+        if not chosen or len(set(map(str, chosen))) < len(chosen):
+            raise InvalidValue(f"{what} are {list(chosen)}; possible is at least one, and each once")
+    return [RunConfig.preset(profile, method, seed) for seed in seeds for method in methods]
+
+
 def check_name(what: str, value: Any) -> None:
     """Raises TypeError or ValueError unless `value` can be the name of a file in any folder on any system."""
     if not isinstance(value, str):
@@ -216,7 +233,8 @@ def check_name(what: str, value: Any) -> None:
         raise InvalidValue(f"{what} is {value!r}; possible are names of letters, digits, '.', '_' and '-', not paths")
 
 
-def _typed(name: str, wanted: Any, value: Any) -> Any:
+def typed(name: str, wanted: Any, value: Any) -> Any:
+    """The value as the type that a field is of; raises TypeError for any other, and for true where a number is wanted."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if wanted is int and whole:
         return int(value)
@@ -228,19 +246,21 @@ def _typed(name: str, wanted: Any, value: Any) -> Any:
     if wanted in (str, bool) and isinstance(value, wanted):
         return value
     if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
-        return tuple(_typed(name, int, item) for item in value)
+        return tuple(typed(name, int, item) for item in value)
     kind = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(wanted, "a list of whole numbers")
     raise InvalidType(f"{name} must be {kind}, not {reprlib.repr(value).splitlines()[0]} ({type(value).__name__})")
 
 
-def _check_member(name: str, value: Any, options: Any) -> None:
+def check_member(name: str, value: Any, options: Any) -> None:
+    """Raises ValueError, with the nearest and all that are possible, unless `value` is one of the options."""
     if value not in options:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InvalidValue(f"unknown {name} {value!r}{hint}; possible are {', '.join(options)}")
 
 
-def _check_range(name: str, value: float, least: float, greatest: float, with_least: bool, with_greatest: bool) -> None:
+def check_range(name: str, value: float, least: float, greatest: float, with_least: bool, with_greatest: bool) -> None:
+    """Raises ValueError, with what is possible, unless `value` lies in the range; NaN never does."""
     above = value >= least if with_least else value > least
     below = value <= greatest if with_greatest else value < greatest
     if not (above and below):

@@ -121,20 +121,20 @@ def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequen
     return figure
 
 
-def results(rows: pd.DataFrame, differences: pd.DataFrame, baseline: str) -> Figure:
-    """Ensemble accuracy, a dot a run and a bar at the mean, and the paired differences with their 95 % t intervals."""
+def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figure:
+    """Ensemble accuracy, a dot a run and a bar at the mean; beside it one method minus each other, with 95 % t intervals."""
     methods = list(rows["method"].unique())
     with _drawing(1, 2, (7.2, 0.38 * len(methods) + 1.1), sharey=True) as (figure, axes):
         left, right = axes[0]
-        for y, method in enumerate(methods):
-            values = 100 * rows.loc[rows["method"] == method, "accuracy_ensemble"]
-            left.plot(values, np.full(len(values), y), "o", color=colour(method), alpha=0.65, markersize=5, markeredgewidth=0)
-            left.plot([values.mean()], [y], "|", color=colour(method), markersize=16, markeredgewidth=2)
-            for pair in differences[differences["method"] == method].itertuples():
-                right.plot([100 * pair.low, 100 * pair.high], [y, y], color=colour(method), linewidth=1.5)
-                right.plot([100 * pair.difference], [y], "o", color=colour(method), markersize=5)
-        left.set(yticks=range(len(methods)), yticklabels=[m.replace("_", "-") for m in methods], xlabel="ensemble accuracy, %")
+        for y, name in enumerate(methods):
+            values = 100 * rows.loc[rows["method"] == name, "accuracy_ensemble"]
+            left.plot(values, np.full(len(values), y), "o", color=colour(name), alpha=0.65, markersize=5, markeredgewidth=0)
+            left.plot([values.mean()], [y], "|", color=colour(name), markersize=16, markeredgewidth=2)
+            for pair in differences[differences["other"] == name].itertuples():
+                right.plot([100 * pair.low, 100 * pair.high], [y, y], color=colour(name), linewidth=1.5)
+                right.plot([100 * pair.difference], [y], "o", color=colour(name), markersize=5)
+        left.set(yticks=range(len(methods)), yticklabels=[name.replace("_", "-") for name in methods], xlabel="ensemble accuracy, %")
         left.set_ylim(len(methods) - 0.5, -0.5)
         right.axvline(0, color="black", linewidth=0.8)
-        right.set(xlabel=f"minus {baseline.replace('_', '-')}, same seed, percentage points\n(mean and 95 % t interval)")
+        right.set(xlabel=f"{method.replace('_', '-')} minus this one, same seed,\npercentage points (mean and 95 % t interval)")
     return figure

@@ -53,7 +53,8 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:  # a keyboard's interrupt too leaves nothing behind
-        beside.unlink(missing_ok=True) if path.parent.is_dir() else None
+        if path.parent.is_dir():
+            beside.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # torch and safetensors report a full disk as RuntimeErrors of their own
             raise FileProblem(f"can't write {shown(path)}: {_reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
         raise

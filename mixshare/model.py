@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixshare import mixing
+from mixshare.config import RANGES, check_member, check_range, typed
 from mixshare.errors import InvalidValue
 
 ENCODED = 16  # channels that each encoder puts out, whatever the width (MixMo)
@@ -42,8 +43,10 @@ class MimoWideResNet(nn.Module):
     """WRN-depth-width with M inputs and M outputs; with one member a plain wide residual network.
 
     `encoders[i]` is the paper's c_i, `blocks[k]` residual block group k, `classifiers[i]` the paper's d_i. `encoder_init` is
-    "independent", "identical", or "colinear" (positive multiples, a factor other than 1 for each output channel; appendix C).
-    All weights are drawn from `generator`, or from one seeded with 0. Raises ValueError for a shape that can't be built.
+    "independent", "identical", "colinear" (positive multiples, a factor other than 1 for each output channel; appendix C), "flipped"
+    (the sign turned) or "half" (identical in the first half of the output channels). `tied` uses one encoder and one classifier for
+    all members, which makes it a single network that can be trained as a multi-input one.
+    All weights are drawn from `generator`, or from one seeded with 0. Raises ValueError or TypeError for what can't be built.
     """
 
     def __init__(
@@ -56,28 +59,29 @@ class MimoWideResNet(nn.Module):
         encoder_init: str = "identical",
         unmix_normalize: bool = True,
         unmix_resize: str = "area",
+        tied: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         for name, value in (("depth", depth), ("members", members), ("classes", classes), ("channels", channels)):
-            if not isinstance(value, int) or value < 1:
-                raise InvalidValue(f"{name} is {value!r}; possible are whole numbers from 1 on")
+            check_range(name, typed(name, int, value), 1, 2**20, True, True)
         if depth < 10 or (depth - 4) % 6:
             raise InvalidValue(f"depth is {depth}; possible are 6n + 4: 10, 16, 22, 28 …")
-        if not 0 < width < math.inf:
-            raise InvalidValue(f"width is {width}; possible is above 0, finite")
-        for name, value, options in (("encoder_init", encoder_init, ENCODER_INITS), ("unmix_resize", unmix_resize, mixing.RESIZES)):
-            if value not in options:
-                raise InvalidValue(f"unknown {name} {value!r}; possible are {', '.join(options)}")
+        check_range("width", typed("width", float, width), *RANGES["width"])
+        check_member("encoder_init", encoder_init, list(ENCODER_INITS))
+        check_member("unmix_resize", unmix_resize, mixing.RESIZES)
         self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
         sizes = [ENCODED, *(max(1, round(c * width)) for c in (16, 32, 64))]
         with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first, from everybody's generator
-            self.encoders = nn.ModuleList(nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(members))
+            copies = 1 if tied else members
+            encoders = [nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(copies)]
+            self.encoders = nn.ModuleList(encoders * (members // copies))
             self.blocks = nn.ModuleList(
                 _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6) for k, stride in enumerate((1, 2, 2))
             )
             self.norm = nn.BatchNorm2d(sizes[-1])
-            self.classifiers = nn.ModuleList(nn.Linear(sizes[-1], classes) for _ in range(members))
+            classifiers = [nn.Linear(sizes[-1], classes) for _ in range(copies)]
+            self.classifiers = nn.ModuleList(classifiers * (members // copies))
         self._initialise(encoder_init, generator or torch.Generator().manual_seed(0))
 
     @property
@@ -100,12 +104,6 @@ class MimoWideResNet(nn.Module):
         """Each member's own input through its own encoder: (M, B, C, H, W) -> (M, B, 16, H, W)."""
         return torch.stack([encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)])
 
-    def core(self, x: Tensor) -> Tensor:
-        """The shared body f, its final normalisation included: (B, 16, H, W) -> (B, 64 * width, H / 4, W / 4)."""
-        for block in self.blocks:
-            x = block(x)
-        return F.relu(self.norm(x))
-
     def forward(self, inputs: Tensor, masks: Tensor | None = None, unmix: bool = False) -> Tensor:
         """Classify M inputs at once.
 
@@ -116,10 +114,20 @@ class MimoWideResNet(nn.Module):
         self._check(inputs, masks, unmix)
         encodings = self.encode(inputs)
         features = self.core(encodings.sum(dim=0) if masks is None else mixing.mix(encodings, masks))
-        if unmix:
-            pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        else:
+        return self.classify(features, masks if unmix else None)
+
+    def core(self, x: Tensor) -> Tensor:
+        """The shared body f, its final normalisation included: (B, 16, H, W) -> (B, 64 * width, H / 4, W / 4)."""
+        for block in self.blocks:
+            x = block(x)
+        return F.relu(self.norm(x))
+
+    def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
+        """What the classifiers make of the core's features (B, 64 * width, h, w), with masks unmixed before: (M, B, classes)."""
+        if masks is None:
             pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
+        else:
+            pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
         return torch.stack([classifier(x) for classifier, x in zip(self.classifiers, pooled, strict=True)])
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
@@ -158,4 +166,6 @@ ENCODER_INITS = {
     "independent": lambda kernel, first, generator: None,
     "identical": lambda kernel, first, generator: kernel.copy_(first),
     "colinear": _colinear,
+    "flipped": lambda kernel, first, generator: kernel.copy_(-first),
+    "half": lambda kernel, first, generator: kernel[: ENCODED // 2].copy_(first[: ENCODED // 2]),
 }

@@ -48,12 +48,10 @@ def _files(profile: str, targets: Sequence[Target]) -> list[Path]:
     for target in targets:
         if not target.is_done():
             raise FileProblem(f"{shown(target.output)} is not done, or not made from what is here now; make reproduce PROFILE={profile}")
-        found.append(target.output)
+        found += [target.output, *target.writes]
         if target.config:
             _refuse_uncommitted(runs.Run(target.config, target.output.parent))
             found += [target.output.parent / name for name in runs.RUN_FILES]
-    for folder, ending in (("studies", "*.csv"), ("figures", "*.png")):
-        found += sorted((outputs_folder() / profile / folder).glob(ending))
     if sum(path.stat().st_size for path in found) > MOST_BYTES:  # then the large files of the first seed alone
         first = min(target.config.seed for target in targets if target.config)
         found = [path for path in found if path.name not in runs.LARGE_FILES or path.parent.name == f"seed-{first}"]

@@ -67,7 +67,7 @@ def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
 def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
     """Every choice of `size` networks among runs of one member, their logits averaged: one row a choice, as `per_run` has them."""
     rows = []
-    for chosen in combinations([run for run in finished if run.config.name == "single"], size):
+    for chosen in combinations([run for run in finished if run.config.name == "single" and run.has_logits], size):
         figures = evaluate(torch.cat([run.logits for run in chosen]), chosen[0].labels)
         seed = "+".join(str(run.config.seed) for run in chosen)
         rows.append({"method": ensemble_name(size), "seed": seed} | {name: figures[name] for name in FIGURES})
@@ -87,21 +87,20 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([groups.size().rename("n"), means, spreads], axis=1)
 
 
-def paired(rows: pd.DataFrame, baselines: Sequence[str], figure: str = "accuracy_ensemble") -> pd.DataFrame:
-    """Each method minus each baseline, seed by seed, with the 95 % t interval of the mean difference.
+def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -> pd.DataFrame:
+    """A method minus each other one, seed by seed, with the 95 % t interval of the mean difference.
 
-    Methods that share fewer than two seeds with a baseline have no interval and are left out.
+    Others that share fewer than two seeds with it have no interval and are left out.
     """
     wide = rows.pivot(index="seed", columns="method", values=figure)
-    pairs = [(method, baseline) for baseline in baselines if baseline in wide for method in rows["method"].unique() if method != baseline]
     found = []
-    for method, baseline in pairs:
-        differences = (wide[method] - wide[baseline]).dropna()
+    for other in [name for name in rows["method"].unique() if name != method and method in wide]:
+        differences = (wide[method] - wide[other]).dropna()
         n = len(differences)
         if n > 1:
             mean, half = differences.mean(), stats.t.ppf(0.975, n - 1) * differences.std() / n**0.5
-            found.append((method, baseline, figure, mean, mean - half, mean + half, n))
-    return pd.DataFrame(found, columns=["method", "baseline", "figure", "difference", "low", "high", "n"])
+            found.append((method, other, figure, mean, mean - half, mean + half, n))
+    return pd.DataFrame(found, columns=["method", "other", "figure", "difference", "low", "high", "n"])
 
 
 def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) -> pd.DataFrame:

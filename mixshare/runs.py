@@ -4,6 +4,7 @@ A run's folder holds config.json, history.csv, weights.safetensors, test_logits.
 a run is done when it is whole and of the same configuration. checkpoint.pt lies there while the run is unfinished.
 """
 
+import json
 import platform
 import subprocess
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 
-from mixshare.config import EXECUTION, RunConfig, fields_digest
+from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write, write_json, write_text
 from mixshare.model import MimoWideResNet
@@ -48,12 +49,21 @@ class Run:
     @cached_property
     def logits(self) -> torch.Tensor:
         """The members' logits on the test set, (M, N, classes) float16, rows as `load_data` orders them."""
-        return torch.from_numpy(_read(self.folder / "test_logits.npz", _arrays)["logits"])
+        return torch.from_numpy(self._answers["logits"])
 
     @cached_property
     def labels(self) -> torch.Tensor:
         """The labels of the test set, (N,) int64."""
-        return torch.from_numpy(_read(self.folder / "test_logits.npz", _arrays)["labels"].astype(np.int64))
+        return torch.from_numpy(self._answers["labels"].astype(np.int64))
+
+    @cached_property
+    def _answers(self) -> dict[str, np.ndarray]:
+        return _read(self.folder / "test_logits.npz", _arrays)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the test logits are there; of large profiles they are published for the first seed only."""
+        return (self.folder / "test_logits.npz").is_file()
 
     @cached_property
     def model(self) -> MimoWideResNet:
@@ -71,14 +81,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path, reader) -> Any:
+    remedy = "mixshare.train makes the run again once its folder is deleted"
+    if path.is_relative_to(published_folder()):
+        remedy = "where a profile is large, only its first seed's are published"
     try:
         return reader(path)
     except FileNotFoundError as error:
-        raise FileProblem(f"{shown(path)} is missing; mixshare.train makes the run again once its folder is deleted") from error
+        raise FileProblem(f"{shown(path)} is missing; {remedy}") from error
     except Exception as error:  # each format's reader has errors of its own for a damaged file
-        raise FileProblem(
-            f"{shown(path)} is damaged ({type(error).__name__}); mixshare.train makes the run again once its folder is deleted"
-        ) from error
+        raise FileProblem(f"{shown(path)} is damaged ({type(error).__name__}); {remedy}") from error
 
 
 def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:
@@ -92,6 +103,7 @@ def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNe
         encoder_init=config.encoder_init,
         unmix_normalize=config.unmix_normalize,
         unmix_resize=config.unmix_resize,
+        tied=config.tied,
         generator=torch.Generator().manual_seed(config.seed),
     )
 
@@ -111,21 +123,18 @@ def problem(config: RunConfig, folder: Path) -> str | None:
         return f"{shown(folder)} has no {', '.join(missing)}"
     try:
         digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
+        whole = digest == fields_digest(read_json(folder / "config.json"))
     except OSError as error:
         return str(error)
-    except (KeyError, TypeError):
-        digest = None
-    return (
-        None
-        if digest == config.digest
-        else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
-    )
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    return None if whole else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
 
 
 def foreign(config: RunConfig, folder: Path) -> str | None:
     """That `folder` holds a run of another configuration, and in which fields, in a line; None where it does not."""
     try:
-        there, here = read_json(folder / "config.json"), config.to_dict()
+        there, here = COMMON | read_json(folder / "config.json"), config.to_dict()  # a field newer than the run had its default
         if fields_digest(there) == config.digest:
             return None
         names = [name for name in {**here, **there} if name not in EXECUTION and there.get(name) != here.get(name)]
@@ -184,7 +193,8 @@ def save(
 ) -> Run:
     """Write a finished run, metrics.json last, and drop its checkpoint."""
     folder = run_folder(config)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    json.dumps(metrics, allow_nan=False)  # nothing is written of what could not be written whole
+    weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
     write_json(folder / "config.json", config.to_dict())
     write_history(folder, history)
     write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)))
@@ -201,7 +211,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 def _save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
     with open(path, "wb") as file:
-        np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int16))
+        np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int32))
 
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
@@ -224,6 +234,8 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
 def code_version() -> dict[str, Any]:
     """The git commit of the checkout that runs, and whether its tracked files were as committed; None outside of one."""
     root = project_root()
+    if not (root / "pyproject.toml").is_file():  # installed somewhere; the current folder's repository is not ours
+        return {"git_commit": None, "git_clean": None}
     try:
         commit, status = (
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()

@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixshare import chapters, runs
-from mixshare.config import RunConfig
+from mixshare.config import RunConfig, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
 
@@ -17,18 +17,19 @@ DEFAULT_SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Target:
-    """A chapter, the executed notebook that it becomes, its parameters, the files that it reads, and the run that it trains."""
+    """A chapter, the executed notebook that it becomes, its parameters, the files that it reads and writes, and the run that it trains."""
 
     chapter: str
     output: Path
     parameters: dict[str, Any]
     reads: tuple[Path, ...] = ()
-    config: RunConfig | None = field(default=None)
+    writes: tuple[Path, ...] = ()
+    config: RunConfig | None = None
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""
         run_done = self.config is None or runs.problem(self.config, self.output.parent) is None
-        return run_done and chapters.is_current(self.output, chapters.chapter_path(self.chapter), self.parameters, self.reads)
+        return run_done and chapters.is_current(self.output, chapters.chapter_path(self.chapter), self.parameters, self.reads, self.writes)
 
 
 def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
@@ -36,11 +37,13 @@ def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Seque
 
     Raises ValueError or TypeError, before anything is made, for what can't be trained.
     """
-    configs = [RunConfig.preset(profile, method, seed) for seed in seeds for method in methods]
-    trained = [training(config) for config in configs]
+    trained = [training(config) for config in grid(profile, methods, seeds)]
     reads = tuple(target.output.parent / "metrics.json" for target in trained)
     table = {"profile": profile, "methods": list(methods), "seeds": list(seeds), "train_missing": False}
-    return [*trained, Target("05_results", outputs_folder() / profile / "chapters" / "05_results.ipynb", table, reads)]
+    place = outputs_folder() / profile
+    tables = tuple(place / "studies" / name for name in ("results.csv", "runs.csv", "paired.csv"))
+    writes = (*tables, place / "figures" / "results.png")
+    return [*trained, Target("05_results", place / "chapters" / "05_results.ipynb", table, reads, writes)]
 
 
 def selection(methods: str | None = None, seeds: str | int | None = None) -> tuple[Sequence[str], Sequence[int]]:
@@ -49,7 +52,7 @@ def selection(methods: str | None = None, seeds: str | int | None = None) -> tup
         numbers = [int(seed) for seed in str(seeds).split(",")] if seeds not in (None, "") else DEFAULT_SEEDS
     except ValueError as error:
         raise InvalidValue(f"seeds are {seeds!r}; possible are whole numbers from 0 on, such as 1,2,3") from error
-    return methods.split(",") if methods else DEFAULT_METHODS, numbers
+    return [name.strip() for name in methods.split(",") if name.strip()] if methods else DEFAULT_METHODS, numbers
 
 
 def training(config: RunConfig) -> Target:
@@ -67,16 +70,24 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
     done = 0
     for target in targets:
         try:
-            if fresh:
-                shutil.rmtree(target.output.parent, ignore_errors=False) if target.output.parent.exists() else None
-            elif target.is_done():
+            if fresh and target.output.parent.exists():
+                _delete(target)
+            elif not fresh and target.is_done():
                 done += 1
-            else:
+            elif not fresh:
                 target.output.unlink(missing_ok=True)
                 _move_foreign_run_aside(target)
         except OSError as error:
             raise FileProblem(f"can't clear {shown(target.output.parent)}: {error}") from error
     print(f"{done} of {len(targets)} chapters are done; {len(targets) - done} to make", flush=True)
+
+
+def _delete(target: Target) -> None:
+    if target.config:
+        with runs.only_writer(target.config):  # not under the feet of a process that trains there
+            shutil.rmtree(target.output.parent)
+    else:
+        shutil.rmtree(target.output.parent)
 
 
 def _move_foreign_run_aside(target: Target) -> None:

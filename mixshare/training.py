@@ -21,12 +21,14 @@ from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
+from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = 500
+NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
 
 def train(config: RunConfig) -> runs.Run:
@@ -38,8 +40,9 @@ def train(config: RunConfig) -> runs.Run:
     if run := _finished(config, folder):
         return run
     data = load_data(config.dataset)
-    steps_per_epoch(config, len(data.train_images))  # bad input is found before a folder is made
-    device = choose_device(config)
+    device = choose_device(config)  # what can't be done is found before a folder is made
+    steps_per_epoch(config, len(data.train_images))
+    need_room(folder, NEEDED_BYTES)
     with runs.only_writer(config), _execution(config, device):
         if run := _finished(config, folder):
             return run
@@ -69,7 +72,7 @@ class Training:
 
     def run(self, path: Path) -> None:
         """Train the epochs that are left, keeping a checkpoint at `path`."""
-        need_room(path.parent, 16 * sum(p.numel() for p in self.model.parameters()) + 1_000_000)
+        need_room(path.parent, 16 * sum(p.numel() for p in self.model.parameters()) + NEEDED_BYTES)
         if path.exists():
             self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
@@ -94,17 +97,28 @@ class Training:
         rates = [learning_rate(self.config, epoch, k, self.steps) for k in range(self.steps)]
         self.model.train()
         losses = torch.stack([step({name: value[k] for name, value in draws.items()}, rate) for k, rate in enumerate(rates)]).cpu()
-        if not losses.isfinite().all():
-            first = int((~losses.isfinite()).nonzero()[0, 0])
-            raise Diverged(
-                f"the loss of {self.config.method}, seed {self.config.seed}, is {losses[first].item()} in epoch {epoch}, step {first}; "
-                f"try a learning_rate below {self.config.learning_rate:g}, more warmup_epochs, or precision='float32'"
-            )
-        accuracy = evaluate(test_logits(self.model, self.data), self.data.test_labels)
+        logits = test_logits(self.model, self.data)
+        self.refuse_divergence(losses, logits)
+        accuracy = evaluate(logits, self.data.test_labels)
         self.history.append({
-            "epoch": epoch, "learning_rate": rates[-1], "loss": losses.double().mean().item(),
-            "test_accuracy_ensemble": accuracy["accuracy_ensemble"], "test_accuracy_individual": accuracy["accuracy_individual"],
+            "epoch": epoch,
+            "learning_rate": rates[-1],
+            "loss": losses.double().mean().item(),
+            **{f"test_{name}": accuracy[name] for name in ("accuracy_ensemble", "accuracy_individual")},
+            **mean_alignment(self.model),
         })  # fmt: skip
+
+    def refuse_divergence(self, losses: Tensor, logits: Tensor) -> None:
+        """Raises ArithmeticError, with the epoch, the step and what to try, where a loss or what came of it is not finite."""
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if not bad and logits.isfinite().all():
+            return
+        step = bad[0] if bad else len(losses) - 1
+        what = f"loss is {losses[step].item()}" if bad else "network's answers are not finite after the update"
+        raise Diverged(
+            f"{self.config.name}, seed {self.config.seed}: the {what} in epoch {len(self.history)}, step {step}; "
+            f"try a learning_rate below {self.config.learning_rate:g}, more warmup_epochs, or precision='float32'"
+        )
 
     def save(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""
@@ -122,10 +136,13 @@ class Training:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
         state = checkpoint.load(path, self.device, config_digest=self.config.digest, data_digest=self.data.digest)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.seconds = list(state["history"]), float(state["seconds"])
-        self.earlier_environments = [e for e in state["environments"] if e != self.environment]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history, self.seconds = list(state["history"]), float(state["seconds"])
+            self.earlier_environments = [e for e in state["environments"] if e != self.environment]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise checkpoint.damaged(path, type(error).__name__) from error
 
     def provenance(self) -> dict[str, Any]:
         """What made this run; where it was resumed elsewhere, the environments of the earlier sittings too."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ class TestEachChapter:
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
         assert not [o for cell in cells for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
-    def test_has_text_that_nbval_compares_in_most_of_its_cells(self, path):
+    def test_has_text_that_nbval_compares_in_at_least_five_cells(self, path):
         compared = [
             cell for cell in code_cells(path) if not IGNORED & set(cell.metadata.get("tags", [])) and any(map(text_of, cell.outputs))
         ]
@@ -73,9 +74,11 @@ def test_a_number_changed_in_a_committed_output_fails_the_gate(tmp_path):
     assert changed == 1
     notebook.cells = notebook.cells[: next(i for i, cell in enumerate(notebook.cells) if "load_data" in cell.source) + 1]
     nbformat.write(notebook, tmp_path / "changed.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", str(tmp_path / "changed.ipynb")]
+    (tmp_path / "as_committed.ipynb").write_text((tmp_path / "changed.ipynb").read_text().replace("301 train", "300 train"))
+    command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"MIXSHARE_OUTPUTS": str(tmp_path)})
-    assert done.returncode == 1 and "1 failed" in done.stdout and "301 train" in done.stdout
+    assert done.returncode == 1 and "1 failed, 7 passed" in done.stdout and "301 train" in done.stdout
+    assert "FAILED changed.ipynb" in done.stdout and "FAILED as_committed" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_values_of_the_declared_types_pass_and_a_whole_number_passes_for_a_float
 
 def test_parameters_are_what_the_annotations_declare():
     assert chapters.declared('profile: str = "smoke"  # a comment\nseeds: list = [1]\nx = 3') == {"profile": str, "seeds": list}
-    assert chapters.declared("%matplotlib inline") == {}
+    assert chapters.declared("%matplotlib inline") == {} == chapters.declared("x: tuple = ()")
 
 
 class TestInsideAChapter:
@@ -124,7 +127,7 @@ class TestExecuting:
     SMOKE = {"profile": "smoke", "method": "single", "seed": 5}
 
     def test_a_wrong_parameter_starts_nothing(self, outputs):
-        for wrong in ({"sed": 1}, {"seed": "1"}, {"method": "mimosa"}, {"overrides": {"widht": 2}}):
+        for wrong in ({"sed": 1}, {"seed": "1"}, {"method": "mimosa"}, {"overrides": {"widht": 2}}, {"overrides": {"method": "mimo"}}):
             with pytest.raises((ValueError, TypeError), match="possible|type int"):
                 chapters.execute("01_training", outputs / "x" / "01_training.ipynb", self.SMOKE | wrong)
         assert not outputs.exists()
@@ -155,7 +158,7 @@ class TestExecuting:
         output = outputs / "smoke" / "single" / "seed-5" / "01_training.ipynb"
         with pytest.raises(FileProblem) as caught:
             chapters.execute("01_training", output, self.SMOKE | {"overrides": {"learning_rate": 1e30}})
-        assert str(caught.value).startswith("Diverged: the loss of single, seed 5, is nan in epoch 0")
+        assert re.match(r"Diverged: single.*seed 5: the loss is nan in epoch 0, step \d", str(caught.value))
         partial = output.with_name("01_training.partial.ipynb")
         assert partial.name in str(caught.value) and not output.exists()
         errors = [o for cell in code_cells(partial) for o in cell.outputs if o.output_type == "error"]

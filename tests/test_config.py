@@ -109,7 +109,7 @@ OTHER = dict(
     profile="digits", method="mimo", seed=2, dataset="cifar10", depth=16, width=1.5, members=3, epochs=299, batch_size=128,
     batch_repetition=4, learning_rate=0.3, momentum=0.8, l2=1e-4, warmup_epochs=0, milestones=(75, 150), decay=0.2, crop_padding=3,
     flip=False, mix="linear", mix_probability=0.5, mix_alpha=1, mix_fade=12.0, unmix=True, unmix_normalize=False,
-    unmix_resize="nearest", encoder_init="colinear", input_repetition=0.2, loss_root=3.0, pixel_cutmix=True, precision="bfloat16",
+    unmix_resize="nearest", tied=True, encoder_init="colinear", input_repetition=0.2, loss_root=3.0, pixel_cutmix=True, precision="bfloat16",
     capture=True, deterministic=False, threads=2, device="cpu",
 )  # fmt: skip
 

@@ -54,24 +54,31 @@ def test_the_deep_ensemble_averages_the_logits_of_every_pair_of_single_networks(
     assert rows.loc[1, "nll"] == pytest.approx(torch.nn.functional.cross_entropy(mean, singles[0].labels).item())
 
 
+def test_runs_whose_logits_are_not_published_are_in_no_deep_ensemble(copied):
+    pair = [copied("single", 1), copied("single", 2)]
+    assert len(results.deep_ensembles(pair)) == 1
+    (pair[1].folder / "test_logits.npz").unlink()
+    assert results.deep_ensembles(pair).empty
+
+
 def test_without_single_networks_there_is_no_deep_ensemble(smoke_runs):
     assert results.deep_ensembles([run for run in smoke_runs if run.config.method == "mimo"]).empty
 
 
 def test_paired_differences_have_the_interval_that_scipy_gives():
     single, mimo = {1: 0.50, 2: 0.55, 3: 0.52}, {1: 0.58, 2: 0.57, 3: 0.61}
-    (row,) = results.paired(frame(single=single, mimo=mimo), ["single"]).itertuples()
+    (row,) = results.paired(frame(single=single, mimo=mimo), "mimo").itertuples()
     interval = scipy.stats.ttest_rel(list(mimo.values()), list(single.values())).confidence_interval(0.95)
     assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
-    assert row.method == "mimo" and row.n == 3 and row.difference == pytest.approx(0.19 / 3)
+    assert (row.method, row.other) == ("mimo", "single") and row.n == 3 and row.difference == pytest.approx(0.19 / 3)
 
 
 def test_only_common_seeds_are_paired_and_one_pair_gives_no_interval():
-    assert results.paired(frame(single={1: 0.5, 2: 0.6}, mimo={2: 0.7, 3: 0.9}), ["single"]).empty
+    assert results.paired(frame(single={1: 0.5, 2: 0.6}, mimo={2: 0.7, 3: 0.9}), "mimo").empty
 
 
-def test_a_baseline_that_is_not_in_the_table_is_left_out():
-    assert results.paired(frame(mimo={1: 0.5, 2: 0.6}), ["single", "cut_mixmo"]).empty
+def test_a_method_that_is_not_in_the_table_has_no_differences():
+    assert results.paired(frame(mimo={1: 0.5, 2: 0.6}), "mixshare").empty
 
 
 def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_runs):

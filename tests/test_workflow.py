@@ -106,6 +106,8 @@ def test_one_run_that_fails_is_shown_with_its_error_and_the_others_go_on(tmp_pat
         ({"profile": "smoke", "methods": "mimo,mixshard", "seeds": "1"}, "did you mean mixshare"),
         ({"profile": "smoke", "methods": "mimo", "seeds": "1,x"}, "possible are whole numbers"),
         ({"profile": "smoke", "methods": "mimo", "seeds": "-1"}, "seed is -1; possible is from 0"),
+        ({"profile": "smoke", "methods": "mimo", "seeds": "1,1"}, "seeds are [1, 1]; possible is at least one, and each once"),
+        ({"profile": "smoke", "methods": ",", "seeds": "1"}, "methods are []; possible is at least one"),
     ],
 )
 def test_a_wrong_batch_is_one_line_before_anything_starts(tmp_path, config, says):
@@ -130,7 +132,7 @@ class TestPreparing:
         target = targets.training(copied("single", 1).config)
         notebook = json.loads(chapters.chapter_path("01_training").read_text())
         made_from = chapters.fingerprint(chapters.chapter_path("01_training"), target.parameters, ())
-        notebook["metadata"]["mixshare"] = {"fingerprint": made_from}
+        notebook["metadata"]["mixshare"] = {"fingerprint": made_from, "wrote": {}}
         target.output.write_text(json.dumps(notebook))
         return target
 
@@ -163,6 +165,20 @@ class TestPreparing:
     def test_fresh_starts_over(self, target):
         targets.prepare([target], fresh=True)
         assert not target.output.parent.exists()
+
+
+def test_a_table_that_another_hand_has_changed_or_lost_is_to_be_made_again(made, monkeypatch, tmp_path):
+    shutil.copytree(made, tmp_path / "outputs")
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(tmp_path / "outputs"))
+    *_, table = targets.results("smoke", ["single"], [4])
+    assert table.is_done() and {path.name for path in table.writes} == {"results.csv", "runs.csv", "paired.csv", "results.png"}
+    content = table.writes[0].read_bytes()
+    table.writes[0].write_bytes(content.replace(b"single", b"mimo"))
+    assert not table.is_done()
+    table.writes[0].write_bytes(content)
+    assert table.is_done()
+    table.writes[-1].unlink()
+    assert not table.is_done()
 
 
 def test_the_default_batch_is_four_methods_three_seeds_and_the_table():
