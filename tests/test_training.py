@@ -219,14 +219,20 @@ def settings():
     torch.set_float32_matmul_precision(precision)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_epoch_the_step_and_what_to_try(outputs, in_a_line):
-    config = RunConfig.preset("smoke", "mixshare", 3, learning_rate=1e20)
-    with pytest.raises(
-        ArithmeticError, match=r"mixshare, seed 3, is (nan|-?inf) in epoch 0, step [1-8]; try a learning_rate below 1e\+20"
-    ) as caught:
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ({"learning_rate": 1e20}, r"loss is (nan|-?inf) in epoch 0, step [1-8]; try a learning_rate below 1e\+20"),
+        # the last update of all: no loss sees it any more
+        ({"learning_rate": 1e6, "epochs": 1, "batch_size": 512}, r"network's answers are not finite after the update in epoch 0, step 0"),
+    ],
+)
+def test_a_run_that_diverges_stops_with_the_epoch_the_step_and_what_to_try(outputs, in_a_line, overrides, what):
+    config = RunConfig.preset("smoke", "mixshare", 3, **overrides)
+    with pytest.raises(ArithmeticError, match=what) as caught:
         mixshare.train(config)
     in_a_line(caught.value)
-    assert not list(outputs.rglob("metrics.json"))
+    assert {path.name for path in outputs.rglob("*") if path.is_file()} == {".lock"}
 
 
 @pytest.mark.parametrize("watched", [False, True])
