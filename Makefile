@@ -5,7 +5,7 @@ CORES   ?= all
 BIN     := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --rerun-triggers input --quiet rules host
 
-.PHONY: env lock reproduce publish test notebook chapters clean
+.PHONY: env lock reproduce studies publish test notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
@@ -21,6 +21,10 @@ reproduce: env ## train the methods for three seeds, each as an executed chapter
 	@$(BIN)/python -m mixshare prepare $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(if $(SEEDS),seeds=$(SEEDS))
 	@$(BIN)/python -m mixshare table $(PROFILE)
+
+studies: env ## the same, and the ablations with the chapters that read them (PROFILE, SEEDS, FRESH=1)
+	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
 
 publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date
 	@$(BIN)/python -m mixshare publish $(PROFILE)

@@ -14,6 +14,7 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
     prepare.add_argument("profile")
+    prepare.add_argument("--batch", default="results", help="results, or studies")
     prepare.add_argument("--methods", help="such as mimo,mixshare")
     prepare.add_argument("--seeds", help="such as 1,2,3")
     prepare.add_argument("--fresh", action="store_true", help="start over")
@@ -23,6 +24,8 @@ def main() -> int:
     chapter.add_argument("--parameters", type=json.loads, default={})
     chapter.add_argument("--reads", nargs="*", type=Path, default=())
     chapter.add_argument("--writes", nargs="*", type=Path, default=())
+    train = verbs.add_parser("train", help="train one run, without a chapter")
+    train.add_argument("run", type=json.loads, help="profile, method, seed and overrides, as JSON")
     refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
@@ -51,8 +54,13 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.verb == "prepare":
         from mixshare import targets
 
-        chosen = targets.selection(arguments.methods, arguments.seeds)
-        targets.prepare(targets.results(arguments.profile, *chosen), arguments.fresh)
+        batch = targets.batch(arguments.batch, arguments.profile, arguments.methods, arguments.seeds)
+        targets.prepare(batch, arguments.fresh)
+    elif arguments.verb == "train":
+        from mixshare import training
+        from mixshare.config import RunConfig
+
+        training.train(RunConfig.of(**arguments.run))
     else:
         from mixshare import publish
 

@@ -138,3 +138,113 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         right.axvline(0, color="black", linewidth=0.8)
         right.set(xlabel=f"{method.replace('_', '-')} minus this one, same seed,\npercentage points (mean and 95 % t interval)")
     return figure
+
+
+def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel: str) -> Figure:
+    """Bars of two members over one another, a bar a feature, sorted by their difference: rows of (title, (2, C)) panels.
+
+    Panels of a row have one scale. Where the members lean on the same features the bars lie over one another, where they are
+    separated one colour stands alone on each side.
+    """
+    rows, columns = len(panels), max(map(len, panels))
+    with _drawing(rows, columns, (2.5 * columns + 0.4, 1.5 * rows + 0.5), sharey="row") as (figure, axes):
+        for row, line in enumerate(panels):
+            for column, (title, values) in enumerate(line):
+                _bars(axes[row, column], values, title)
+            axes[row, 0].set_ylabel(ylabel)
+        for panel in axes[-1]:
+            panel.set_xlabel(xlabel)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return figure
+
+
+def _bars(axes: Axes, values: Tensor, title: str) -> None:
+    first, second = values[:, (values[1] - values[0]).argsort()].detach().cpu().numpy()
+    for number, heights in enumerate((first, second), start=1):
+        axes.bar(
+            np.arange(len(heights)), heights, width=1.0, color=MEMBERS[number - 1], alpha=0.6, linewidth=0, label=f"subnetwork {number}"
+        )
+    axes.set_title(title, loc="left")
+    axes.set_xlim(-0.5, len(first) - 0.5)
+    axes.set_xticks([])
+
+
+def overlaps(table: pd.DataFrame) -> Figure:
+    """Overlap after each block, a dot a run with its bootstrap interval, and in grey what chance would give (5 to 95 %)."""
+    methods = list(table["method"].unique())
+    with _drawing(1, len(methods), (2.1 * len(methods) + 0.4, 2.4), sharey=True) as (figure, axes):
+        for panel, method in zip(axes[0], methods, strict=True):
+            runs = table[table["method"] == method]
+            for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
+                x = row.block + 0.12 * (k % runs["seed"].nunique() - (runs["seed"].nunique() - 1) / 2)
+                panel.plot([x, x], [row.null_5, row.null_95], color="#BBBBBB", linewidth=6, solid_capstyle="butt")
+                panel.plot([x, x], [row.low, row.high], color=colour(method), linewidth=1.5)
+                panel.plot([x], [row.overlap], "o", color=colour(method), markersize=4)
+            panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
+            panel.set_title(short(method), loc="left")
+        axes[0, 0].set_ylabel("overlap of importances")
+    return figure
+
+
+def short(name: str) -> str:
+    """A run's name as a title: the override alone where there is one."""
+    method, _, overrides = name.partition("+")
+    return overrides.replace("encoder_init=", "").replace("+", ", ") or method.replace("_", "-")
+
+
+STARTS = {"identical": "#D55E00", "colinear": "#E69F00", "half": "#009E73", "flipped": "#CC79A7", "independent": "#0072B2"}
+
+
+def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
+    """How the encoders' kernels move over training, a line a run: mean cosine, and mean ratio of norms (1: equal), by their start."""
+    with _drawing(1, 2, (7.2, 2.6)) as (figure, axes):
+        for panel, column, label in (
+            (axes[0, 0], "kernel_cosine", "mean cosine"),
+            (axes[0, 1], "kernel_norm_ratio", "mean ratio of norms"),
+        ):
+            for start, runs in histories.items():
+                for number, history in enumerate(runs):
+                    panel.plot(history["epoch"] + 1, history[column], color=STARTS[start], linewidth=1, label=start if not number else None)
+            panel.set(xlabel="epochs trained", ylabel=f"{label} of two encoders' kernels")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
+    """The encoders' kernels (16, C, 3, 3), averaged over the colours, a row a member, side by side by the encoders' start."""
+    members = len(next(iter(kernels_of.values())))
+    with _drawing(members * len(kernels_of), 1, (7.2, 0.62 * members * len(kernels_of))) as (figure, axes):
+        for group, (start, member_kernels) in enumerate(kernels_of.items()):
+            reach = max(float(kernel.mean(dim=1).abs().max()) for kernel in member_kernels)
+            for member, kernel in enumerate(member_kernels):
+                panel, gap = axes[group * members + member, 0], np.full((3, 1), np.nan)
+                strip = np.hstack([np.hstack([picture, gap]) for picture in kernel.detach().mean(dim=1).numpy()])
+                panel.imshow(strip, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="equal")
+                panel.set(xticks=[], yticks=[])
+                panel.grid(False)
+                panel.spines[:].set_visible(False)
+                panel.set_ylabel(
+                    f"{start}\n{member + 1}" if not member else f"{member + 1}", rotation=0, ha="right", va="center", fontsize=7
+                )
+    return figure
+
+
+def adjustments(table: pd.DataFrame) -> Figure:
+    """Each adjustment's difference to its base, in accuracy and in NLL, a dot and a 95 % t interval."""
+    with _drawing(1, 2, (7.2, 0.27 * len(table) + 1.1), sharey=True) as (figure, axes):
+        for y, row in enumerate(table.itertuples()):
+            for panel, scale, figures in (
+                (axes[0, 0], 100, (row.difference, row.low, row.high)),
+                (axes[0, 1], 1, (row.nll_difference, row.nll_low, row.nll_high)),
+            ):
+                middle, low, high = (scale * value for value in figures)
+                panel.plot([low, high], [y, y], color=colour(row.base), linewidth=1.5)
+                panel.plot([middle], [y], "o", color=colour(row.base), markersize=4)
+        for panel, label in ((axes[0, 0], "ensemble accuracy,\npercentage points"), (axes[0, 1], "NLL, nats")):
+            panel.axvline(0, color="black", linewidth=0.8)
+            panel.set_xlabel(f"with the change minus without: {label}")
+        axes[0, 0].set(yticks=range(len(table)), yticklabels=[f"{row.base.replace('_', '-')}: {row.change}" for row in table.itertuples()])
+        axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
+    return figure

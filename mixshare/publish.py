@@ -6,11 +6,10 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixshare import results, runs
+from mixshare import results, runs, targets
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, shown, write_text
 from mixshare.targets import Target
-from mixshare.targets import results as batch
 
 MOST_BYTES = 20_000_000  # a profile, in git
 TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "parameters", "multiply_adds", "training_rows", "latency_ms")
@@ -23,8 +22,7 @@ def publish(profile: str) -> None:
     Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
     committed tree, names this machine or its user, or is too large.
     """
-    targets = batch(profile)
-    files = _files(profile, targets)
+    files = _files(profile, batch(profile))
     for path in files:
         _refuse_private(path)
     size = sum(path.stat().st_size for path in files)
@@ -43,19 +41,26 @@ def publish(profile: str) -> None:
     write_readme_table()
 
 
-def _files(profile: str, targets: Sequence[Target]) -> list[Path]:
+def batch(profile: str) -> list[Target]:
+    """What is published: the studies with all their runs where they are done, else the results."""
+    everything = targets.studies(profile)
+    return everything if all(target.is_done() for target in everything) else targets.results(profile)
+
+
+def _files(profile: str, made: Sequence[Target]) -> list[Path]:
     found: list[Path] = []
-    for target in targets:
+    for target in made:
         if not target.is_done():
             raise FileProblem(f"{shown(target.output)} is not done, or not made from what is here now; make reproduce PROFILE={profile}")
         found += [target.output, *target.writes]
         if target.config:
             _refuse_uncommitted(runs.Run(target.config, target.output.parent))
-            found += [target.output.parent / name for name in runs.RUN_FILES]
+            names = runs.RUN_FILES if target.chapter else [name for name in runs.RUN_FILES if name != "weights.safetensors"]
+            found += [target.output.parent / name for name in names]
     if sum(path.stat().st_size for path in found) > MOST_BYTES:  # then the large files of the first seed alone
-        first = min(target.config.seed for target in targets if target.config)
+        first = min(target.config.seed for target in made if target.config)
         found = [path for path in found if path.name not in runs.LARGE_FILES or path.parent.name == f"seed-{first}"]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _refuse_uncommitted(run: runs.Run) -> None:

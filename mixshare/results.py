@@ -64,13 +64,13 @@ def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
 
 
-def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
-    """Every choice of `size` networks among runs of one member, their logits averaged: one row a choice, as `per_run` has them."""
+def deep_ensembles(finished: Sequence[runs.Run], size: int = 2, name: str = "single") -> pd.DataFrame:
+    """Every choice of `size` networks among the runs of that name, their logits averaged: one row a choice, as `per_run` has them."""
     rows = []
-    for chosen in combinations([run for run in finished if run.config.name == "single" and run.has_logits], size):
+    for chosen in combinations([run for run in finished if run.config.name == name and run.has_logits], size):
         figures = evaluate(torch.cat([run.logits for run in chosen]), chosen[0].labels)
         seed = "+".join(str(run.config.seed) for run in chosen)
-        rows.append({"method": ensemble_name(size), "seed": seed} | {name: figures[name] for name in FIGURES})
+        rows.append({"method": ensemble_name(size), "seed": seed} | {figure: figures[figure] for figure in FIGURES})
     return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
 
 

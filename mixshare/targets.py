@@ -1,49 +1,101 @@
-"""What a batch has to make, as data: each target is one chapter executed into one place. The Snakefile turns these into jobs."""
+"""What a batch has to make, as data: each target is one run, or one chapter executed into one place. The Snakefile turns these into
+jobs."""
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixshare import chapters, runs
-from mixshare.config import RunConfig, grid
+from mixshare.config import RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
+from mixshare.studies import ADJUSTMENTS, ALIGNMENTS, aligned, halved
 
+BATCHES = ("results", "studies")
 DEFAULT_METHODS = ("single", "mimo", "cut_mixmo", "mixshare")
 DEFAULT_SEEDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A chapter, the executed notebook that it becomes, its parameters, the files that it reads and writes, and the run that it trains."""
+    """A chapter and the executed notebook that it becomes, or a run without a chapter of its own, whose output is its metrics.json."""
 
-    chapter: str
     output: Path
-    parameters: dict[str, Any]
-    reads: tuple[Path, ...] = ()
-    writes: tuple[Path, ...] = ()
-    config: RunConfig | None = None
+    chapter: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    reads: tuple[Path, ...] = ()  # the metrics of the runs that a chapter is about
+    writes: tuple[Path, ...] = ()  # tables and figures
+    config: RunConfig | None = None  # the run that it trains
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""
-        run_done = self.config is None or runs.problem(self.config, self.output.parent) is None
-        return run_done and chapters.is_current(self.output, chapters.chapter_path(self.chapter), self.parameters, self.reads, self.writes)
+        if self.config and runs.problem(self.config, self.output.parent):
+            return False
+        if not self.chapter:
+            return True
+        return chapters.is_current(self.output, chapters.chapter_path(self.chapter), self.parameters, self.reads, self.writes)
+
+    def command(self) -> list[str]:
+        """The words after `python -m mixshare` that make it."""
+        if not self.chapter:
+            return ["train", json.dumps(_parameters(self.config))]
+        words = ["chapter", self.chapter, str(self.output), "--parameters", json.dumps(self.parameters)]
+        for option, paths in (("--reads", self.reads), ("--writes", self.writes)):
+            words += [option, *map(str, paths)] if paths else []
+        return words
 
 
 def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
-    """The batch behind the table of results: a training chapter for each method and seed, then the chapter that reads them all.
+    """The batch behind the table of results: a training chapter for each method and seed, then the chapters that read them all.
 
     Raises ValueError or TypeError, before anything is made, for what can't be trained.
     """
-    trained = [training(config) for config in grid(profile, methods, seeds)]
-    reads = tuple(target.output.parent / "metrics.json" for target in trained)
-    table = {"profile": profile, "methods": list(methods), "seeds": list(seeds), "train_missing": False}
+    configs = grid(profile, methods, seeds)
+    several = [config for config in configs if config.members > 1]
+    found = [training(config) for config in configs]
+    if several:
+        names = list(dict.fromkeys(config.method for config in several))
+        tables, pictures = ("sharing", "cross_talk", "norms"), ("input_block", "output_block", "core")
+        found.append(_study("03_subnetwork_features", profile, several, tables, pictures, methods=names, seeds=list(seeds)))
+    tables = ("results", "runs", "paired")
+    found.append(_study("05_results", profile, configs, tables, ("results",), methods=list(methods), seeds=list(seeds)))
+    return found
+
+
+def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
+    """The default batch, and the ablations with the chapters that read them; each run once, whoever needs it."""
+    kernels = [aligned(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
+    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS] + [halved(profile, seed) for seed in seeds]
+    base = grid(profile, ("cut_mixmo", "mixshare"), seeds)
+    default = results(profile, seeds=seeds)
+    trained = {target.config for target in default}
+    ablations = [config for config in dict.fromkeys([*kernels, *changed]) if config not in trained]
+    return [
+        *default,
+        *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations),
+        _study("02_kernel_alignment", profile, kernels, ("alignment", "alignment_overlap"), ("alignment", "kernels"), seeds=list(seeds)),
+        _study("04_adjustments", profile, [*base, *changed], ("adjustments", "gap"), ("adjustments",), seeds=list(seeds)),
+    ]
+
+
+def _study(
+    chapter: str, profile: str, configs: Sequence[RunConfig], tables: Sequence[str], pictures: Sequence[str], **parameters: Any
+) -> Target:
     place = outputs_folder() / profile
-    tables = tuple(place / "studies" / name for name in ("results.csv", "runs.csv", "paired.csv"))
-    writes = (*tables, place / "figures" / "results.png")
-    return [*trained, Target("05_results", place / "chapters" / "05_results.ipynb", table, reads, writes)]
+    writes = [place / "studies" / f"{name}.csv" for name in tables] + [place / "figures" / f"{name}.png" for name in pictures]
+    reads = tuple(runs.run_folder(config) / "metrics.json" for config in configs)
+    parameters = {"profile": profile, **parameters, "train_missing": False}
+    return Target(place / "chapters" / f"{chapter}.ipynb", chapter, parameters, reads, tuple(writes))
+
+
+def batch(name: str, profile: str, methods: str | None = None, seeds: str | int | None = None) -> list[Target]:
+    """A batch as a command line names it: "results", or "studies", which has methods of its own; raises ValueError for another."""
+    check_member("batch", name, BATCHES)
+    chosen_methods, chosen_seeds = selection(methods, seeds)
+    return results(profile, chosen_methods, chosen_seeds) if name == "results" else studies(profile, chosen_seeds)
 
 
 def selection(methods: str | None = None, seeds: str | int | None = None) -> tuple[Sequence[str], Sequence[int]]:
@@ -57,8 +109,11 @@ def selection(methods: str | None = None, seeds: str | int | None = None) -> tup
 
 def training(config: RunConfig) -> Target:
     """The chapter that trains one run, lying in the run's own folder."""
-    parameters = {"profile": config.profile, "method": config.method, "seed": config.seed, "overrides": config.overrides}
-    return Target("01_training", runs.run_folder(config) / "01_training.ipynb", parameters, config=config)
+    return Target(runs.run_folder(config) / "01_training.ipynb", "01_training", _parameters(config), config=config)
+
+
+def _parameters(config: RunConfig) -> dict[str, Any]:
+    return {"profile": config.profile, "method": config.method, "seed": config.seed, "overrides": config.overrides}
 
 
 def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
@@ -79,7 +134,7 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
                 _move_foreign_run_aside(target)
         except OSError as error:
             raise FileProblem(f"can't clear {shown(target.output.parent)}: {error}") from error
-    print(f"{done} of {len(targets)} chapters are done; {len(targets) - done} to make", flush=True)
+    print(f"{done} of {len(targets)} runs and chapters are done; {len(targets) - done} to make", flush=True)
 
 
 def _delete(target: Target) -> None:

@@ -231,6 +231,8 @@ class TestAPlantedNetwork:
         models = [planted(column(1, 2, 3, 0), gain * column(1, 3, 2, 1)) for gain in (1, 3)]
         pair, louder = (importances(model, images(50, 1, 2, 2), images(1, 2, 2, seed=2))[2] for model in models)
         assert features.overlap(*louder) < features.overlap(*pair) / 2
+        by_hand = (1 / 15 + 4 / 14 + 4 / 15) / (1 / 14 + 9 / 15 + 9 / 14 + 1 / 15)  # importances go with 1, 4, 9, 0 and 1, 9, 4, 1
+        assert features.scale_free(*pair).item() == pytest.approx(by_hand)
         torch.testing.assert_close(features.scale_free(*louder), features.scale_free(*pair), rtol=1e-9, atol=0)
 
     def test_scores_the_same_with_its_channels_in_another_order(self):
