@@ -40,7 +40,7 @@ chapters: env ## execute the chapters in their smoke form and put the outputs in
 
 lock: ## resolve pyproject.toml into requirements.lock again, for all systems
 	@$(PYTHON) -m pip install --quiet uv
-	@$(PYTHON) -m uv pip compile pyproject.toml --all-extras --universal --fork-strategy fewest --no-header --no-annotate --quiet --output-file requirements.lock
+	@$(PYTHON) -m uv pip compile pyproject.toml --extra notebooks --extra test --universal --fork-strategy fewest --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## the environment and what tools leave behind; results stay
 	@rm -rf .venv .snakemake .pytest_cache .hypothesis *.egg-info build

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixshare.errors import InvalidValue
 
-ROWS = 250  # images through the core at once
+ROWS = 100  # images through the core at once
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,19 @@ def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member
     network = parts(model)
     if not 0 <= member < network.members:
         raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
+    if len(images) < 2 or not len(fixed):
+        raise InvalidValue(f"importance wants two images or more and a fixed one, not {len(images)} and {len(fixed)}")
+    training = isinstance(model, nn.Module) and model.training
+    try:
+        if training:  # running statistics are to be used, not changed
+            model.eval()
+        yield from _maps(network, images, fixed, member)
+    finally:
+        if training:
+            model.train()
+
+
+def _maps(network: Parts, images: Tensor, fixed: Tensor, member: int) -> Iterable[tuple[slice, list[Tensor]]]:
     others = sum(encode(fixed) for m, encode in enumerate(network.encode) if m != member)  # (F, 16, H, W), or 0 for one member
     rows = max(1, ROWS // len(fixed))
     for start in range(0, len(images), rows):
@@ -156,25 +169,22 @@ def bootstrap_importance(
         torch.from_numpy(random.multinomial(len(images), np.full(len(images), 1 / len(images)), size=replicates)).double().to(images.device)
     )
     drawn = torch.from_numpy(random.integers(len(fixed), size=(replicates, len(fixed)))).to(images.device)
-    first: list[Tensor] = []
-    second: list[Tensor] = []
-    shifts: list[Tensor] = []
+    sums: list[tuple[Tensor, Tensor, Tensor]] = []
     for chosen, maps in feature_maps(model, images, fixed, member):
-        flat = [features.double().flatten(2) for features in maps]  # (F, B, C_k * H_k * W_k)
-        if not shifts:  # sums of squares around the first batch's mean lose no digits
-            shifts = [values.mean(dim=1, keepdim=True) for values in flat]
-            first, second = (
-                [torch.zeros(len(fixed), replicates, v.shape[2], dtype=torch.float64, device=v.device) for v in flat] for _ in range(2)
-            )
-        for k, values in enumerate(flat):
-            values = values - shifts[k]
-            first[k] += weights[:, chosen] @ values
-            second[k] += weights[:, chosen] @ values.square()
-    total, found = len(images), []
-    for k, features in enumerate(maps):
-        variance = (second[k] - first[k].square() / total) / (total - 1)  # (F, R, C_k * H_k * W_k)
-        by_channel = variance.unflatten(2, features.shape[2:]).mean(dim=(3, 4))  # (F, R, C_k)
-        found.append(torch.stack([by_channel[drawn[r], r].mean(dim=0) for r in range(replicates)]))
+        flat = [features.double().flatten(3) for features in maps]  # (F, B, C_k, H_k * W_k)
+        if not sums:  # squares around the first batch's mean lose no digits
+            sums = [(values.mean(dim=1, keepdim=True), values.new_zeros(()), values.new_zeros(())) for values in flat]
+        for k, (values, (shift, first, second)) in enumerate(zip(flat, sums, strict=True)):
+            values, drawn_often = values - shift, weights[:, chosen]
+            first = first + torch.einsum("rb,fbcp->frcp", drawn_often, values)
+            second = second + drawn_often @ values.square().mean(
+                dim=3
+            )  # (F, R, C_k): the average over positions is all that is asked of it
+            sums[k] = shift, first, second
+    found = []
+    for _, first, second in sums:
+        importance = (second - first.square().mean(dim=3) / len(images)) / (len(images) - 1)  # (F, R, C_k)
+        found.append(torch.stack([importance[drawn[r], r].mean(dim=0) for r in range(replicates)]))
     return found
 
 
@@ -186,12 +196,13 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
     1 where both subnetworks lean on the same features alike, 0 where they share none.
     """
-    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(1e-300)
+    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(torch.finfo(a.dtype).tiny)
 
 
 def scale_free(a: Tensor, b: Tensor) -> Tensor:
     """`overlap` of importances divided by their sums: what is left when one member is merely louder than the other."""
-    return overlap(a / a.sum(dim=-1, keepdim=True), b / b.sum(dim=-1, keepdim=True))
+    tiny = torch.finfo(a.dtype).tiny
+    return overlap(*(x / x.sum(dim=-1, keepdim=True).clamp_min(tiny) for x in (a, b)))
 
 
 def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) -> Tensor:
@@ -201,9 +212,15 @@ def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) 
     return overlap(a, b[torch.from_numpy(shuffled).to(b.device)])
 
 
+def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The null's 5 % and 95 % quantiles."""
+    null = overlap_null(a, b)
+    return null.quantile(0.05).item(), null.quantile(0.95).item()
+
+
 def verdict(a: Tensor, b: Tensor) -> str:
     """ "shared" above the null's 95 % quantile, "separated" below its 5 % quantile, else "neither"."""
-    low, high = overlap_null(a, b).quantile(torch.tensor([0.05, 0.95], dtype=a.dtype)).tolist()
+    low, high = chance(a, b)
     value = overlap(a, b).item()
     return "shared" if value > high else "separated" if value < low else "neither"
 
@@ -218,6 +235,8 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
 
     Debiased and over mini-batches (Nguyen et al. 2021); averaged over the fixed inputs. images (N, C, H, W), fixed (F, C, H, W).
     """
+    if batch < 4 or parts(model).members < 2:
+        raise InvalidValue(f"CKA compares two members over batches of four images or more, not {parts(model).members} over {batch}")
     sums = None
     for start in range(0, len(images) - batch + 1, batch):
         some = images[start : start + batch]

@@ -206,7 +206,7 @@ def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
             for start, runs in histories.items():
                 for number, history in enumerate(runs):
                     panel.plot(history["epoch"] + 1, history[column], color=STARTS[start], linewidth=1, label=start if not number else None)
-            panel.set(xlabel="epochs trained", ylabel=f"{label} of two encoders' kernels")
+            panel.set(xlabel="epochs trained", ylabel=f"{label}")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -215,7 +215,7 @@ def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
 def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
     """The encoders' kernels (16, C, 3, 3), averaged over the colours, a row a member, side by side by the encoders' start."""
     members = len(next(iter(kernels_of.values())))
-    with _drawing(members * len(kernels_of), 1, (7.2, 0.62 * members * len(kernels_of))) as (figure, axes):
+    with _drawing(members * len(kernels_of), 1, (7.2, 0.42 * members * len(kernels_of))) as (figure, axes):
         for group, (start, member_kernels) in enumerate(kernels_of.items()):
             reach = max(float(kernel.mean(dim=1).abs().max()) for kernel in member_kernels)
             for member, kernel in enumerate(member_kernels):
@@ -233,7 +233,7 @@ def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
 
 def adjustments(table: pd.DataFrame) -> Figure:
     """Each adjustment's difference to its base, in accuracy and in NLL, a dot and a 95 % t interval."""
-    with _drawing(1, 2, (7.2, 0.27 * len(table) + 1.1), sharey=True) as (figure, axes):
+    with _drawing(1, 2, (8.4, 0.27 * len(table) + 1.1), sharey=True) as (figure, axes):
         for y, row in enumerate(table.itertuples()):
             for panel, scale, figures in (
                 (axes[0, 0], 100, (row.difference, row.low, row.high)),
@@ -242,9 +242,12 @@ def adjustments(table: pd.DataFrame) -> Figure:
                 middle, low, high = (scale * value for value in figures)
                 panel.plot([low, high], [y, y], color=colour(row.base), linewidth=1.5)
                 panel.plot([middle], [y], "o", color=colour(row.base), markersize=4)
-        for panel, label in ((axes[0, 0], "ensemble accuracy,\npercentage points"), (axes[0, 1], "NLL, nats")):
+        for panel, label in (
+            (axes[0, 0], "change of ensemble accuracy,\npercentage points"),
+            (axes[0, 1], "change of NLL, nats\n(less is better)"),
+        ):
             panel.axvline(0, color="black", linewidth=0.8)
-            panel.set_xlabel(f"with the change minus without: {label}")
+            panel.set_xlabel(label)
         axes[0, 0].set(yticks=range(len(table)), yticklabels=[f"{row.base.replace('_', '-')}: {row.change}" for row in table.itertuples()])
         axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
     return figure

@@ -17,7 +17,6 @@ from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
 
 FIXED = 8  # images at which the other inputs are held: the first of the test set
-INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 ALIGNMENTS = ("identical", "colinear", "half", "flipped", "independent")
 
 
@@ -93,9 +92,8 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
     rows = []
     for block, (importance, a, b) in enumerate(zip(point, *drawn, strict=True)):
         first, second = importance[:2]
-        null = features.overlap_null(first, second).quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-        low, high = features.overlap(a, b).quantile(INTERVAL).tolist()
-        free_low, free_high = features.scale_free(a, b).quantile(INTERVAL).tolist()
+        null = features.chance(first, second)
+        (low, high), (free_low, free_high) = (_inner_95(score(a, b)) for score in (features.overlap, features.scale_free))
         rows.append({
             "method": run.config.name, "seed": run.config.seed, "block": block + 1,
             "overlap": features.overlap(first, second).item(), "low": low, "high": high, "null_5": null[0], "null_95": null[1],
@@ -104,6 +102,10 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
             "rank_correlation": features.rank_correlation(first, second), "cka": alike[block],
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _inner_95(values: Tensor) -> tuple[float, float]:
+    return values.quantile(0.025).item(), values.quantile(0.975).item()
 
 
 def cross_talk(run: runs.Run, images: Tensor, labels: Tensor) -> dict[str, Any]:

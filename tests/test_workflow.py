@@ -69,7 +69,7 @@ def test_what_is_done_is_not_done_again_whatever_the_files_times_say(made):
         os.utime(path, (1_000_000_000 + 1000 * (k % 3), 1_000_000_000 + 1000 * (k % 3)))
     before = stamps(made)
     again = batch(made, profile="smoke", methods="single", seeds="4")
-    assert again.returncode == 0 and "2 of 2 chapters are done" in again.stdout and "Nothing to be done" in again.stderr
+    assert again.returncode == 0 and "2 of 2 runs and chapters are done" in again.stdout and "Nothing to be done" in again.stderr
     assert stamps(made) == before
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_damaged_is_made_again_and_ends_the_same(made, tmp_path):
     (run / "metrics.json").write_text((run / "metrics.json").read_text()[:50])
     (run / "weights.safetensors").unlink()
     again = batch(outputs, profile="smoke", methods="single", seeds="4")
-    assert again.returncode == 0 and "0 of 2 chapters are done" in again.stdout
+    assert again.returncode == 0 and "0 of 2 runs and chapters are done" in again.stdout
     assert (run / "weights.safetensors").read_bytes() == weights and json.loads((run / "metrics.json").read_text())
 
 
@@ -139,7 +139,7 @@ class TestPreparing:
     def test_a_finished_target_is_left_alone(self, target, capsys):
         before = stamps(target.output.parent)
         targets.prepare([target])
-        assert stamps(target.output.parent) == before and "1 of 1 chapters are done" in capsys.readouterr().out
+        assert stamps(target.output.parent) == before and "1 of 1 runs and chapters are done" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", runs.RUN_FILES)
     def test_without_one_of_the_runs_files_the_chapter_is_to_be_made_again(self, target, name):
@@ -181,10 +181,35 @@ def test_a_table_that_another_hand_has_changed_or_lost_is_to_be_made_again(made,
     assert not table.is_done()
 
 
-def test_the_default_batch_is_four_methods_three_seeds_and_the_table():
+def test_the_default_batch_is_four_methods_three_seeds_the_features_and_the_table():
     batch_of = targets.results("digits")
-    assert [t.chapter for t in batch_of] == ["01_training"] * 12 + ["05_results"]
-    assert {t.config.name for t in batch_of[:-1]} == {"single", "mimo", "cut_mixmo", "mixshare"} and {
-        t.config.seed for t in batch_of[:-1]
-    } == {1, 2, 3}
+    trained = [target.config for target in batch_of if target.config]
+    assert [target.chapter for target in batch_of] == ["01_training"] * 12 + ["03_subnetwork_features", "05_results"]
+    assert {config.name for config in trained} == {"single", "mimo", "cut_mixmo", "mixshare"} and {config.seed for config in trained} == {1, 2, 3}
     assert batch_of[0].output == runs.run_folder(mixshare.RunConfig.preset("digits", "single", 1)) / "01_training.ipynb"
+
+
+class TestStudies:
+    batch = staticmethod(lambda: targets.batch("studies", "digits"))
+
+    def test_each_run_is_made_once_whoever_needs_it(self):
+        made = [t.config for t in self.batch() if t.config]
+        assert len(made) == len({config.digest for config in made}) == 12 + 57
+
+    def test_every_run_that_a_chapter_reads_is_made(self):
+        made = {t.output.parent for t in self.batch() if t.config}
+        read = {path.parent for t in self.batch() for path in t.reads}
+        assert read <= made and made - read == set()
+
+    def test_it_holds_the_default_batch_so_that_nothing_of_it_is_made_again(self):
+        assert self.batch()[:14] == targets.results("digits")
+        assert {t.chapter for t in self.batch()} == {path.stem for path in (project_root() / "notebooks").glob("*.ipynb")} | {None}
+
+    def test_a_run_without_a_chapter_of_its_own_is_its_metrics(self):
+        (target,) = [t for t in self.batch() if t.config and t.config.name == "mixshare+tied=true" and t.config.seed == 2]
+        assert target.chapter is None and target.output == runs.run_folder(target.config) / "metrics.json"
+        assert target.command() == ["train", '{"profile": "digits", "method": "mixshare", "seed": 2, "overrides": {"tied": true}}']
+
+    def test_an_unknown_batch_is_a_line(self):
+        with pytest.raises(ValueError, match="unknown batch 'ablation'; possible are results, studies"):
+            targets.batch("ablation", "digits")
