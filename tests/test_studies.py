@@ -125,9 +125,13 @@ class TestPublishedStudies:
             for other in ("mimo", "cut_mixmo"):
                 assert table.loc[("mixshare", seed), "low"] > table.loc[(other, seed), "high"]
 
-    def test_mixshare_is_shared_at_every_level_and_mimo_separated(self):
-        verdicts = pd.read_csv(STUDIES / "sharing.csv").groupby("method")["verdict"].agg(set)
-        assert verdicts["mixshare"] == {"shared"} and verdicts["mimo"] == {"separated"}
+    def test_mixshare_is_shared_at_every_level_and_mimo_and_mixmo_are_separated_as_the_readme_says(self):
+        verdicts = pd.read_csv(STUDIES / "sharing.csv").groupby("method")["verdict"].agg(list).to_dict()
+        assert verdicts == {"mixshare": ["shared"] * 9, "mimo": ["separated"] * 9, "cut_mixmo": ["separated"] * 9}
+
+    def test_no_difference_in_accuracy_leaves_out_zero_as_the_readme_says(self):
+        paired = pd.read_csv(STUDIES / "paired.csv")
+        assert len(paired) >= 3 and ((paired["low"] <= 0) & (paired["high"] >= 0)).all()
 
     def test_kernels_that_start_alike_stay_alike_and_independent_ones_stay_apart(self):
         table = pd.read_csv(STUDIES / "alignment.csv").set_index(["start", "seed"])["kernel_cosine"]
