@@ -141,7 +141,9 @@ class TestPublishedStudies:
         table = pd.read_csv(STUDIES / "adjustments.csv").set_index("change")
         assert len(table) == len(studies.ADJUSTMENTS) + 1
         for row in studies.ADJUSTMENTS:
-            assert table.loc[row.change, "verdict"] == studies.judged(table.loc[row.change, "low"], table.loc[row.change, "high"], row.expected)
+            found = table.loc[row.change]
+            assert found["verdict"] == studies.judged(found["low"], found["high"], row.expected)
+            assert found["verdict_nll"] == studies.judged(found["nll_low"], found["nll_high"], -row.expected)
 
     def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
         folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
