@@ -148,6 +148,7 @@ def _told(folder: Path) -> Iterator[None]:
     done, label = threading.Event(), "/".join(folder.parts[-2:])
 
     def tell() -> None:
+        """A line every few seconds, until the chapter is done."""
         while not done.wait(TOLD_EVERY):
             try:
                 rows = (folder / "history.csv").read_text().splitlines()
