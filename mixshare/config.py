@@ -28,12 +28,14 @@ _METHOD_ROWS = {
 # fmt: on
 METHODS: dict[str, dict[str, Any]] = {name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()}
 
-# What the data sets differ in. Digits take a rate of their own: at the paper's, their 1,600 steps at most (the paper:
-# 468,600) end before every method has converged.
+# What the data sets differ in. The short profiles take a rate of their own: at the paper's, their 10,000 steps at most (the
+# paper: 468,600) end before every method has converged. `drops`: where in the epochs the rate decays, where not at the quarters.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(dataset="digits-few", depth=10, width=1.0, epochs=2, crop_padding=2, flip=False, learning_rate=0.1),
     "digits": dict(dataset="digits", depth=10, width=1.0, epochs=40, crop_padding=2, flip=False, learning_rate=0.1),
-    "cifar100-lite": dict(dataset="cifar100", depth=16, width=1.0, epochs=6, crop_padding=4, flip=True),
+    "cifar100-lite": dict(
+        dataset="cifar100", depth=16, width=1.0, epochs=5, crop_padding=4, flip=True, learning_rate=0.1, drops=(3 / 5, 4 / 5)
+    ),
     "paper": dict(dataset="cifar100", depth=28, width=2.0, epochs=300, crop_padding=4, flip=True),
 }
 
@@ -156,7 +158,7 @@ class RunConfig:
     def preset(cls, profile: str, method: str = "mixshare", seed: int = 1, **overrides: Any) -> "RunConfig":
         """A row of the method table on a row of the profiles, with single fields overridden by name.
 
-        The milestones follow the epochs (at 1/4, 1/2 and 3/4), the learning rate follows the batch size and the batch repetition
+        The milestones follow the epochs (at 1/4, 1/2 and 3/4, or the profile's `drops`), the learning rate follows the batch size and the batch repetition
         (appendix A: 0.1 / b * batch / 128), unless the profile or an override names them.
         """
         return cls.of(profile, method, seed, overrides)
@@ -174,7 +176,8 @@ class RunConfig:
         for name in ("batch_size", "batch_repetition", "epochs"):
             check_range(name, typed(name, int, fields[name]), *RANGES[name])
         fields.setdefault("learning_rate", 0.1 / fields["batch_repetition"] * fields["batch_size"] / 128)
-        fields.setdefault("milestones", sorted({math.ceil(fields["epochs"] * k / 4) for k in (1, 2, 3)}))
+        drops = fields.pop("drops", (1 / 4, 1 / 2, 3 / 4))
+        fields.setdefault("milestones", sorted({math.ceil(fields["epochs"] * drop - 1e-9) for drop in drops}))
         return cls(profile=profile, method=method, seed=seed, **fields)
 
     @classmethod

@@ -1,52 +1,16 @@
-"""Do subnetworks share features? What each leans on in the input block, in the core and in the output block, and scores of it.
+"""Do subnetworks share features? What each leans on in the input block, in the core and in the output block, and how far that overlaps.
 
-Everything works on a `Parts`, a few callables and weights; `parts(model)` makes one of our own network, and any other network with
-encoders, blocks and classifiers can be described by one.
+What the subnetworks make of these features, and how far they disturb one another, is in `similarity`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import scipy.stats
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixshare.errors import InvalidValue
-
-ROWS = 100  # images through the core at once
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A multi-input network taken apart: encodings are added, pass the blocks one after the other, and the heads answer."""
-
-    encode: Sequence[Callable[[Tensor], Tensor]]  # a member each: (B, C, H, W) -> what the core adds up
-    blocks: Sequence[Callable[[Tensor], Tensor]]  # feature map -> feature map (B, C_k, H_k, W_k)
-    heads: Callable[[Tensor], Tensor]  # the last block's feature map -> logits (M, B, classes)
-    kernels: Sequence[Tensor]  # a member each: the encoder's weights (16, C, 3, 3)
-    weights: Sequence[Tensor]  # a member each: the classifier's weights (classes, C_last)
-
-    @property
-    def members(self) -> int:
-        """M, the number of subnetworks."""
-        return len(self.encode)
-
-
-def parts(model: nn.Module | Parts) -> Parts:
-    """Take a `MimoWideResNet` apart, or any module with its `encoders`, `blocks`, `norm`, `classifiers` and `classify`."""
-    if isinstance(model, Parts):
-        return model
-    return Parts(
-        encode=list(model.encoders),
-        blocks=list(model.blocks),
-        heads=lambda x: model.classify(F.relu(model.norm(x))),
-        kernels=[encoder.weight.detach() for encoder in model.encoders],
-        weights=[classifier.weight.detach() for classifier in model.classifiers],
-    )
-
+from mixshare.anatomy import Parts, feature_maps, parts
 
 # Input and output block (Sec. 2 of the paper, Figs. 3 and 5)
 
@@ -85,41 +49,6 @@ def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
 # Core (appendix D)
 
 
-@torch.no_grad()
-def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> Iterable[tuple[slice, list[Tensor]]]:
-    """What the core makes of images at one member's input while every other input is held at a fixed image, batch by batch.
-
-    images (N, C, H, W), fixed (F, C, H, W), normalised floats. Yields the images' slice and, after each block, (F, B, C_k, H_k, W_k).
-    """
-    network = parts(model)
-    if not 0 <= member < network.members:
-        raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
-    if len(images) < 2 or not len(fixed):
-        raise InvalidValue(f"importance wants two images or more and a fixed one, not {len(images)} and {len(fixed)}")
-    training = isinstance(model, nn.Module) and model.training
-    try:
-        if training:  # running statistics are to be used, not changed
-            model.eval()
-        yield from _maps(network, images, fixed, member)
-    finally:
-        if training:
-            model.train()
-
-
-def _maps(network: Parts, images: Tensor, fixed: Tensor, member: int) -> Iterable[tuple[slice, list[Tensor]]]:
-    others = sum(encode(fixed) for m, encode in enumerate(network.encode) if m != member)  # (F, 16, H, W), or 0 for one member
-    rows = max(1, ROWS // len(fixed))
-    for start in range(0, len(images), rows):
-        chosen = slice(start, min(start + rows, len(images)))
-        own = network.encode[member](images[chosen])
-        x = (own[None] + (others[:, None] if network.members > 1 else own.new_zeros(len(fixed), 1, 1, 1, 1))).flatten(0, 1)
-        maps = []
-        for block in network.blocks:
-            x = block(x)
-            maps.append(x.unflatten(0, (len(fixed), -1)))
-        yield chosen, maps
-
-
 def block_importance(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
     """Importance of each feature map for a member: Mean over H, W of Var over the images, the other inputs held at `fixed` (appendix D).
 
@@ -156,19 +85,29 @@ class _Moments:
         return self.squares / (self.count - 1)
 
 
+def resamples(images: int, fixed: int, replicates: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """How often each bootstrap sample draws each test image and each fixed input; the first row is the sample itself, each once.
+
+    Returns (1 + replicates, images) and (1 + replicates, fixed), float64: the same for the same `seed`, on every machine.
+    """
+    random = np.random.Generator(np.random.Philox(seed))
+    often = random.multinomial(images, np.full(images, 1 / images), size=replicates)
+    held = random.integers(fixed, size=(replicates, fixed))
+    counts = (held[:, :, None] == np.arange(fixed)).sum(axis=1)
+    whole = (np.concatenate([np.ones((1, drawn.shape[1])), drawn]) for drawn in (often, counts))
+    first, second = map(torch.from_numpy, whole)
+    return first, second
+
+
 def bootstrap_importance(
     model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int, replicates: int = 200, seed: int = 0
 ) -> list[Tensor]:
-    """`block_importance` averaged over the fixed inputs, for bootstrap samples of the test images and of the fixed inputs.
+    """`block_importance` averaged over the fixed inputs, for the sample itself and for bootstrap samples of images and fixed inputs.
 
     Every sample weighs images by how often it drew them; only weighted sums are kept, so this streams too. The same `seed` draws the
-    same samples whatever the member, the network and the device. Returns (replicates, C_k) float64 for each block.
+    same samples whatever the member, the network and the device. Returns (1 + replicates, C_k) float64 for each block, the estimate first.
     """
-    random = np.random.Generator(np.random.Philox(seed))
-    weights = (
-        torch.from_numpy(random.multinomial(len(images), np.full(len(images), 1 / len(images)), size=replicates)).double().to(images.device)
-    )
-    drawn = torch.from_numpy(random.integers(len(fixed), size=(replicates, len(fixed)))).to(images.device)
+    weights, counts = (drawn.to(images.device) for drawn in resamples(len(images), len(fixed), replicates, seed))
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
     for chosen, maps in feature_maps(model, images, fixed, member):
         flat = [features.double().flatten(3) for features in maps]  # (F, B, C_k, H_k * W_k)
@@ -179,12 +118,12 @@ def bootstrap_importance(
             first = first + torch.einsum("rb,fbcp->frcp", drawn_often, values)
             second = second + drawn_often @ values.square().mean(
                 dim=3
-            )  # (F, R, C_k): the average over positions is all that is asked of it
+            )  # (F, R, C_k): no more than the average over positions is asked of it
             sums[k] = shift, first, second
     found = []
     for _, first, second in sums:
         importance = (second - first.square().mean(dim=3) / len(images)) / (len(images) - 1)  # (F, R, C_k)
-        found.append(torch.stack([importance[drawn[r], r].mean(dim=0) for r in range(replicates)]))
+        found.append(torch.einsum("rf,frc->rc", counts / len(fixed), importance))
     return found
 
 
@@ -225,70 +164,7 @@ def verdict(a: Tensor, b: Tensor) -> str:
     return "shared" if value > high else "separated" if value < low else "neither"
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two members' importances, (C,) each."""
-    return float(scipy.stats.spearmanr(a.cpu(), b.cpu()).statistic)
-
-
-def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50) -> list[float]:
-    """Linear CKA between f(x, d) and f(d, x) after each block, for the first two members: do they make the same features of x?
-
-    Debiased and over mini-batches (Nguyen et al. 2021); averaged over the fixed inputs. images (N, C, H, W), fixed (F, C, H, W).
-    """
-    if batch < 4 or parts(model).members < 2:
-        raise InvalidValue(f"CKA compares two members over batches of four images or more, not {parts(model).members} over {batch}")
-    sums = None
-    for start in range(0, len(images) - batch + 1, batch):
-        some = images[start : start + batch]
-        sides = [_whole_maps(model, some, fixed, member) for member in (0, 1)]
-        terms = torch.stack([_cka_terms(a, b) for a, b in zip(*sides, strict=True)])  # (blocks, 3)
-        sums = terms if sums is None else sums + terms
-    if sums is None:
-        raise InvalidValue(f"CKA wants at least one batch of {batch} images, not {len(images)}")
-    cross, left, right = sums.unbind(dim=1)
-    return (cross / (left * right).clamp_min(1e-300).sqrt()).tolist()
-
-
-def _whole_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
-    pieces = [maps for _, maps in feature_maps(model, images, fixed, member)]
-    return [torch.cat(block, dim=1).double().flatten(2) for block in zip(*pieces, strict=True)]  # (F, B, C_k * H_k * W_k)
-
-
-def _cka_terms(a: Tensor, b: Tensor) -> Tensor:
-    """HSIC of (a, b), (a, a), (b, b), unbiased (Song et al. 2012), summed over the fixed inputs: (F, B, D) each -> (3,)."""
-    gram = [x @ x.mT * (1 - torch.eye(x.shape[1], dtype=x.dtype, device=x.device)) for x in (a, b)]
-    return torch.stack([_hsic(gram[i], gram[j]).sum() for i, j in ((0, 1), (0, 0), (1, 1))])
-
-
-def _hsic(k: Tensor, m: Tensor) -> Tensor:
-    n = k.shape[1]
-    trace = (k * m).sum(dim=(1, 2))
-    means = k.sum(dim=(1, 2)) * m.sum(dim=(1, 2)) / ((n - 1) * (n - 2))
-    rows = 2 / (n - 2) * (k.sum(dim=1) * m.sum(dim=1)).sum(dim=1)
-    return (trace + means - rows) / (n * (n - 3))
-
-
-@torch.no_grad()
-def cross_talk(model: nn.Module | Parts, images: Tensor, labels: Tensor, others: Tensor) -> dict[str, Tensor]:
-    """How far each classifier is moved by the inputs that it is not to answer for.
-
-    images (N, C, H, W) go to one member, each of `others` (F, C, H, W) to all the rest. Returns, a value a member: `own`, accuracy of
-    its classifier on its own input; `swapped`, accuracy on that same input of the next member's classifier; `moved`, how much of the
-    variance of its logits comes from the other inputs rather than its own, in [0, 1].
-    """
-    network = parts(model)
-    found: dict[str, list[Tensor]] = {"own": [], "swapped": [], "moved": []}
-    for member in range(network.members):
-        logits = torch.cat(
-            [_heads(network, maps[-1]) for _, maps in feature_maps(network, images, others, member)], dim=2
-        ).double()  # (M, F, N, K)
-        own, swapped = logits[member], logits[(member + 1) % network.members]
-        found["own"].append((own.argmax(dim=2) == labels).double().mean())
-        found["swapped"].append((swapped.argmax(dim=2) == labels).double().mean())
-        by_other = own.var(dim=0, correction=0).mean()  # over the other inputs, own image fixed
-        found["moved"].append(by_other / own.flatten(0, 1).var(dim=0, correction=0).mean().clamp_min(1e-300))
-    return {name: torch.stack(values) for name, values in found.items()}
-
-
-def _heads(network: Parts, maps: Tensor) -> Tensor:
-    return network.heads(maps.flatten(0, 1)).unflatten(1, maps.shape[:2])
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation of two members' importances, ties sharing their mean rank: (…, C), (…, C) -> (…) in [-1, 1]."""
+    ranks = (torch.from_numpy(scipy.stats.rankdata(x.cpu(), axis=-1)) for x in (a, b))
+    return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)

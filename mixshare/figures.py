@@ -179,7 +179,7 @@ def overlaps(table: pd.DataFrame) -> Figure:
             for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
                 x = row.block + 0.12 * (k % runs["seed"].nunique() - (runs["seed"].nunique() - 1) / 2)
                 panel.plot([x, x], [row.null_5, row.null_95], color="#BBBBBB", linewidth=6, solid_capstyle="butt")
-                panel.plot([x, x], [row.low, row.high], color=colour(method), linewidth=1.5)
+                panel.plot([x, x], [row.overlap_low, row.overlap_high], color=colour(method), linewidth=1.5)
                 panel.plot([x], [row.overlap], "o", color=colour(method), markersize=4)
             panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
             panel.set_title(short(method), loc="left")

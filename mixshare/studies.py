@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mixshare import features, metrics, mixing, results, runs
+from mixshare import features, metrics, mixing, results, runs, similarity
 from mixshare.batch import Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data
@@ -72,9 +72,9 @@ def halved(profile: str, seed: int) -> RunConfig:
     return RunConfig.preset(profile, "single", seed, width=round(0.7 * RunConfig.preset(profile, "single").width, 6))
 
 
-def inputs(data: Data) -> Tensor:
-    """The test images as a network sees them: (T, C, H, W) float32."""
-    return Normalise(data).inputs(data.test_images)
+def inputs(data: Data, most: int | None = None) -> Tensor:
+    """The test images as a network sees them, the first `most` where that is given: (T, C, H, W) float32."""
+    return Normalise(data).inputs(data.test_images[:most])
 
 
 def importances(run: runs.Run, images: Tensor) -> list[Tensor]:
@@ -85,33 +85,57 @@ def importances(run: runs.Run, images: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
-    """Do the first two members share features? A row a block: the scores, their bootstrap intervals, the null, the verdict."""
-    point = importances(run, images)
-    drawn = [features.bootstrap_importance(run.model, images, images[:FIXED], m, replicates) for m in (0, 1)]
-    alike = features.cka(run.model, images, images[:FIXED])
+    """Do the first two members share features? A row a block: the scores, each with its bootstrap interval, the null, the verdict."""
+    fixed = images[:FIXED]
+    drawn = [features.bootstrap_importance(run.model, images, fixed, member, replicates) for member in (0, 1)]
+    alike = similarity.cka(run.model, images, fixed, replicates=replicates)
     rows = []
-    for block, (importance, a, b) in enumerate(zip(point, *drawn, strict=True)):
-        first, second = importance[:2]
-        null = features.chance(first, second)
-        (low, high), (free_low, free_high) = (_inner_95(score(a, b)) for score in (features.overlap, features.scale_free))
+    for block, (a, b) in enumerate(zip(*drawn, strict=True)):
+        null = features.chance(a[0], b[0])
+        scores = {"scale_free": features.scale_free(a, b), "rank_correlation": features.rank_correlation(a, b), "cka": alike[:, block]}
         rows.append({
             "method": run.config.name, "seed": run.config.seed, "block": block + 1,
-            "overlap": features.overlap(first, second).item(), "low": low, "high": high, "null_5": null[0], "null_95": null[1],
-            "verdict": features.verdict(first, second),
-            "scale_free": features.scale_free(first, second).item(), "scale_free_low": free_low, "scale_free_high": free_high,
-            "rank_correlation": features.rank_correlation(first, second), "cka": alike[block],
+            **_with_interval("overlap", features.overlap(a, b)), "null_5": null[0], "null_95": null[1],
+            "verdict": features.verdict(a[0], b[0]),
+            **{name: value for score in scores.items() for name, value in _with_interval(*score).items()},
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _inner_95(values: Tensor) -> tuple[float, float]:
-    return values.quantile(0.025).item(), values.quantile(0.975).item()
+def _with_interval(name: str, values: Tensor) -> dict[str, float]:
+    """The estimate, which comes first, and the 95 % interval of the bootstrap samples behind it."""
+    low, high = values[1:].double().quantile(values.new_tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {name: values[0].item(), f"{name}_low": low, f"{name}_high": high}
 
 
-def cross_talk(run: runs.Run, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """`features.cross_talk` of a run, averaged over the members."""
-    found = features.cross_talk(run.model, images, labels, images[:FIXED])
-    return {"method": run.config.name, "seed": run.config.seed, **{name: values.mean().item() for name, values in found.items()}}
+def cross_talk(run: runs.Run, images: Tensor, labels: Tensor, replicates: int = 200) -> dict[str, Any]:
+    """`similarity.cross_talk` of a run, averaged over the members, with bootstrap intervals."""
+    found = similarity.cross_talk(run.model, images, labels[: len(images)], images[:FIXED], replicates)
+    scores = [_with_interval(name, values.mean(dim=1)) for name, values in found.items()]
+    return {"method": run.config.name, "seed": run.config.seed, **{name: value for score in scores for name, value in score.items()}}
+
+
+SCORES = ("overlap", "scale_free", "rank_correlation", "cka", "own", "swapped", "moved")
+
+
+def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The scores of `sharing` or `cross_talk` averaged over the seeds, each with its t interval over them: a row a group."""
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        found = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
+        for name in filter(group.columns.__contains__, SCORES):
+            found |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(group[name]), strict=True))
+        rows.append(found)
+    return pd.DataFrame(rows)
+
+
+def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for the eye: each score and its interval in one column, "0.37 (0.36 to 0.37)"."""
+    shown = table.copy()
+    for name in filter(shown.columns.__contains__, SCORES):
+        low, high = (shown.pop(f"{name}_{end}") for end in ("low", "high"))
+        shown[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in zip(shown[name], low, high, strict=True)]
+    return shown
 
 
 def norm_overlaps(run: runs.Run) -> dict[str, Any]:
@@ -131,7 +155,8 @@ def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     boxes = plan_epoch(always, 0, 2 * len(images), height, width).boxes.flatten(0, 1)[: len(images)]
     masks = mixing.cutmix_masks(boxes, torch.arange(run.config.members), height, width)
     same = images.expand(run.config.members, -1, -1, -1, -1)
-    cut = [run.model(x, m) for x, m in zip(same.split(EVALUATION_ROWS, dim=1), masks.split(EVALUATION_ROWS, dim=1), strict=True)]
+    rows = EVALUATION_ROWS[images.device.type]
+    cut = [run.model(x, m) for x, m in zip(same.split(rows, dim=1), masks.split(rows, dim=1), strict=True)]
     found: dict[str, Any] = {"method": run.config.name, "seed": run.config.seed}
     for how, logits in (("summed", test_logits(run.model, data)), ("cut", torch.cat(cut, dim=1))):
         figures = metrics.evaluate(logits, data.test_labels)

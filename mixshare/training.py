@@ -27,7 +27,7 @@ from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
-EVALUATION_ROWS = 500
+EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
 
@@ -254,7 +254,7 @@ def test_logits(model: nn.Module, data: Data) -> Tensor:
     model.eval()
     normalise = Normalise(data)
     parts = []
-    for images in data.test_images.split(EVALUATION_ROWS):
+    for images in data.test_images.split(EVALUATION_ROWS[data.test_images.device.type]):
         inputs = normalise.inputs(images).expand(model.members, -1, -1, -1, -1)
         parts.append(model(inputs).half())
     return torch.cat(parts, dim=1)
@@ -279,7 +279,9 @@ def _execution(config: RunConfig, device: torch.device):
     """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
     cudnn = torch.backends.cudnn
+    uninitialised = torch.utils.deterministic
     before = (
+        uninitialised.fill_uninitialized_memory,
         torch.get_num_threads(),
         torch.get_deterministic_debug_mode(),
         torch.get_float32_matmul_precision(),
@@ -287,16 +289,18 @@ def _execution(config: RunConfig, device: torch.device):
         cudnn.benchmark,
     )
     try:
+        uninitialised.fill_uninitialized_memory = False  # nothing is read before it is written, and filling costs time
         torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(config.deterministic)
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_deterministic_debug_mode(before[1])
-        torch.set_float32_matmul_precision(before[2])
-        cudnn.allow_tf32, cudnn.benchmark = before[3:]
+        uninitialised.fill_uninitialized_memory = before[0]
+        torch.set_num_threads(before[1])
+        torch.set_deterministic_debug_mode(before[2])
+        torch.set_float32_matmul_precision(before[3])
+        cudnn.allow_tf32, cudnn.benchmark = before[4:]
 
 
 def _finished(config: RunConfig, folder: Path) -> runs.Run | None:

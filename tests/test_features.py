@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mixshare
-from mixshare import MimoWideResNet, features
+from mixshare import MimoWideResNet, anatomy, features
+from mixshare.anatomy import Parts
 from mixshare.batch import Normalise
 from mixshare.data import load_data
-from mixshare.features import Parts
 
 DIGITS = load_data("digits")
 
@@ -81,7 +81,7 @@ class TestBlockImportance:
     @pytest.mark.parametrize(("members", "member"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_is_the_appendixs_formula_for_each_member(self, members, member, dtype, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 16)
+        monkeypatch.setattr(anatomy, "ROWS", 16)
         model, pictures, fixed = network(members, dtype), images(45, 3, 8, 12, dtype=dtype), images(3, 8, 12, seed=2, dtype=dtype)
         same(features.block_importance(model, pictures, fixed, member), direct(model, pictures, fixed, member))
 
@@ -90,7 +90,7 @@ class TestBlockImportance:
     def test_does_not_depend_on_how_the_images_fall_into_batches(self, rows, count, fixed):
         model, pictures, held = network(), images(count, 3, 4, 4), images(fixed, 3, 4, 4, seed=2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features, "ROWS", rows)
+            patch.setattr(anatomy, "ROWS", rows)
             found = features.block_importance(model, pictures, held, 1)
         same(found, [torch.stack(alone) for alone in zip(*(direct(model, pictures, d, 1) for d in held), strict=True)])
 
@@ -101,7 +101,7 @@ class TestBlockImportance:
 
     @pytest.mark.parametrize(("offset", "dtype"), [(1e8, torch.float64), (4096, torch.float32)])
     def test_loses_no_digits_where_features_vary_little_around_a_large_mean(self, offset, dtype, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 7)
+        monkeypatch.setattr(anatomy, "ROWS", 7)
         pictures = (offset + images(400, 1, 2, 2)).to(dtype)
         raised = Parts(encode=[torch.clone, torch.zeros_like], blocks=[torch.clone], heads=torch.clone, kernels=(), weights=())
         found = features.block_importance(raised, pictures, pictures[:1], 0)[0]
@@ -110,7 +110,7 @@ class TestBlockImportance:
         replicate = features.bootstrap_importance(raised, pictures, pictures[:1], 0, replicates=1)[0]
         drawn = np.random.Generator(np.random.Philox(0)).multinomial(400, np.full(400, 1 / 400))
         again = pictures.numpy().astype(np.float64).repeat(drawn, axis=0).var(axis=0, ddof=1).mean()
-        np.testing.assert_allclose(replicate, [[again]], rtol=1e-6)
+        np.testing.assert_allclose(replicate, [[wanted], [again]], rtol=1e-6)
 
     def test_leaves_the_network_as_it_was(self):
         model, pictures = network(), images(9, 3, 8, 8)
@@ -120,7 +120,7 @@ class TestBlockImportance:
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
     def test_takes_no_more_memory_for_more_images(self, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 20)
+        monkeypatch.setattr(anatomy, "ROWS", 20)
         model, most = network(dtype=torch.float32), {}
         for count in (60, 600):
             pictures = images(1, 3, 16, 16, dtype=torch.float32).expand(count, -1, -1, -1)  # one image's memory, whatever the count
@@ -133,10 +133,10 @@ class TestBlockImportance:
     def test_takes_less_than_a_gigabyte_for_wrn_28_2_and_32_by_32_pixels(self):
         """Beyond what the process took before; two batches show what any number takes, since more images take no more."""
         script = """if True:
-            import re, torch, mixshare.features as features
-            from mixshare import MimoWideResNet
+            import re, torch
+            from mixshare import MimoWideResNet, anatomy, features
             peak = lambda: int(re.search("VmHWM:([^k]*)", open("/proc/self/status").read())[1])  # kB
-            images, model, before = torch.randn(1, 3, 32, 32).expand(2 * features.ROWS, -1, -1, -1), MimoWideResNet(28, 2).eval(), peak()
+            images, model, before = torch.randn(1, 3, 32, 32).expand(2 * anatomy.ROWS, -1, -1, -1), MimoWideResNet(28, 2).eval(), peak()
             features.block_importance(model, images, images[0], 0)
             print(peak() - before)"""
         assert 10_000 < int(subprocess.check_output([sys.executable, "-c", script])) < 1_000_000
@@ -147,13 +147,14 @@ class TestBootstrap:
         return [torch.stack([importance(maps[d][k][rows]) for d in drawn]).mean(dim=0) for k in range(3)]
 
     def test_is_the_direct_formula_on_the_images_and_fixed_inputs_drawn(self, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 20)
+        monkeypatch.setattr(anatomy, "ROWS", 20)
         model, pictures, fixed = network(3), images(23, 3, 8, 8), images(3, 3, 8, 8, seed=2)
         found = features.bootstrap_importance(model, pictures, fixed, 1, replicates=4, seed=9)
         maps, random = [caught(model, pictures, d, 1) for d in fixed], np.random.Generator(np.random.Philox(9))
         counts, drawn = random.multinomial(23, np.full(23, 1 / 23), size=4), random.integers(3, size=(4, 3))
+        same([block[0] for block in found], self.resampled(maps, np.arange(23), range(3)), rtol=1e-9)
         for r in range(4):
-            same([block[r] for block in found], self.resampled(maps, np.repeat(np.arange(23), counts[r]), drawn[r]), rtol=1e-9)
+            same([block[1 + r] for block in found], self.resampled(maps, np.repeat(np.arange(23), counts[r]), drawn[r]), rtol=1e-9)
 
     def test_spreads_as_drawing_images_by_hand_does_around_the_estimate(self):
         model, pictures, fixed = network(), images(60, 3, 4, 4), images(4, 3, 4, 4, seed=2)
@@ -161,17 +162,18 @@ class TestBootstrap:
         random, maps = np.random.default_rng(5), [caught(model, pictures, d, 0) for d in fixed]
         by_hand = [self.resampled(maps, random.integers(60, size=60), random.integers(4, size=4)) for _ in range(500)]
         for k, estimate in enumerate(features.block_importance(model, pictures, fixed, 0)):
-            replicates, slow = found[k], torch.stack([sample[k] for sample in by_hand])
+            replicates, slow = found[k][1:], torch.stack([sample[k] for sample in by_hand])
             shift = (replicates.mean(dim=0) - estimate.mean(dim=0) * 59 / 60) / replicates.std(dim=0) * 500**0.5  # in standard errors
             spread = replicates.std(dim=0) / slow.std(dim=0)
             assert shift.abs().max() < 4 and 0.97 < spread.mean() < 1.03 and 0.8 < spread.min() < spread.max() < 1.25
 
     def test_draws_the_same_samples_whatever_member_and_network_and_others_for_another_seed(self):
         pictures, fixed = images(12, 3, 4, 4), images(3, 3, 4, 4, seed=2)
-        twins = [replace(features.parts(network(m)), encode=[network().encoders[0]] * m, blocks=[torch.clone]) for m in (2, 3)]
+        twins = [replace(anatomy.parts(network(m)), encode=[network().encoders[0]] * m, blocks=[torch.clone]) for m in (2, 3)]
         cases = ((twins[0], 0, 1), (twins[0], 1, 1), (twins[1], 2, 1), (twins[0], 0, 2))  # network, member, seed
         one, member, model, other = (features.bootstrap_importance(twin, pictures, fixed, m, 5, seed)[0] for twin, m, seed in cases)
-        assert one.shape == (5, 16) and torch.equal(one, member) and torch.allclose(one, model, rtol=1e-9) and not (one == other).any()
+        assert one.shape == (6, 16) and torch.equal(one, member) and torch.allclose(one, model, rtol=1e-9)
+        assert torch.equal(one[0], other[0]) and not (one[1:] == other[1:]).any()
 
     @pytest.mark.parametrize("method", ["mimo", "mixshare"])
     def test_gives_an_interval_around_the_overlap_of_a_trained_run(self, finished, method):
@@ -179,7 +181,7 @@ class TestBootstrap:
         found = [features.block_importance(run.model, pictures, pictures[:4], member) for member in (0, 1)]
         drawn = [features.bootstrap_importance(run.model, pictures, pictures[:4], member, 100) for member in (0, 1)]
         for k in range(3):
-            low, high = np.quantile(features.overlap(drawn[0][k], drawn[1][k]), [0.025, 0.975])
+            low, high = np.quantile(features.overlap(drawn[0][k], drawn[1][k])[1:], [0.025, 0.975])
             assert low < features.overlap(found[0][k].mean(dim=0), found[1][k].mean(dim=0)) < high < low + 0.2
 
 
@@ -212,7 +214,7 @@ class TestInputAndOutputBlock:
 
     @pytest.mark.parametrize(("factor", "cosine"), [(1, 1), (2.5, 1), (-0.4, -1)], ids=["identical", "co-linear", "flipped"])
     def test_alignment_is_cosine_and_ratio_of_norms_channel_by_channel(self, factor, cosine):
-        model = replace(features.parts(network()), kernels=[images(16, 3, 3, 3), factor * images(16, 3, 3, 3)])
+        model = replace(anatomy.parts(network()), kernels=[images(16, 3, 3, 3), factor * images(16, 3, 3, 3)])
         assert list(features.mean_alignment(model).values()) == pytest.approx([cosine, max(abs(factor), 1 / abs(factor))])
         wanted = np.broadcast_to([[[cosine]], [[abs(factor)]]], (2, 1, 16))
         np.testing.assert_allclose(torch.stack(features.kernel_alignment(model)), wanted, rtol=1e-9)
@@ -233,10 +235,10 @@ def published(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXSHARE_OUTPUTS", str(tmp_path_factory.mktemp("empty")))
         for method, seed in product(("mixshare", "mimo", "cut_mixmo"), (1, 2, 3)):
-            model = features.parts(mixshare.load(mixshare.RunConfig.preset("digits", method, seed)).model)
+            model = anatomy.parts(mixshare.load(mixshare.RunConfig.preset("digits", method, seed)).model)
             block1 = replace(model, blocks=model.blocks[:1]), pictures, pictures[:8]
             sides = [features.bootstrap_importance(*block1, member, replicates=100)[0] for member in (0, 1)]
-            found[method, seed] = features.kernel_alignment(model)[0].mean(), *np.quantile(features.overlap(*sides), [0.025, 0.975])
+            found[method, seed] = features.kernel_alignment(model)[0].mean(), *np.quantile(features.overlap(*sides)[1:], [0.025, 0.975])
     return found
 
 

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import braycurtis
 from scipy.stats import ks_2samp
 
-from mixshare import MimoWideResNet, features
-from mixshare.features import Parts
+from mixshare import MimoWideResNet, anatomy, features, similarity
+from mixshare.anatomy import Parts
 
 random = settings(deadline=None, max_examples=80)
 weights = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
@@ -128,6 +128,29 @@ def test_the_rank_correlation_is_pandas_with_ties(pair):
     assert features.rank_correlation(*torch.from_numpy(pair)) == pytest.approx(wanted, abs=1e-9)
 
 
+def test_the_rank_correlation_takes_any_dimensions_before_the_channels():
+    a, b = images(4, 3, 9), images(4, 3, 9, seed=2)
+    alone = [[features.rank_correlation(x, y).item() for x, y in zip(*pair, strict=True)] for pair in zip(a, b, strict=True)]
+    assert features.rank_correlation(a, b).tolist() == alone
+
+
+class TestResamples:
+    def test_draw_as_many_as_there_are_and_begin_with_each_once(self):
+        for drawn, size in zip(features.resamples(30, 5, 7), (30, 5), strict=True):
+            assert drawn.shape == (8, size) and (drawn[0] == 1).all() and (drawn.sum(dim=1) == size).all() and len(drawn.unique(dim=0)) == 8
+
+    def test_draw_everything_equally_often(self):
+        for drawn in features.resamples(20, 4, 4000):
+            often = drawn[1:].mean(dim=0)
+            assert (often - 1).abs().max() < 5 * drawn[1:].std() / 4000**0.5
+
+    def test_are_pinned(self):
+        assert [drawn[1].tolist() for drawn in features.resamples(6, 4, 1, seed=3)] == [
+            [0.0, 0.0, 1.0, 4.0, 1.0, 0.0],
+            [0.0, 1.0, 2.0, 1.0],
+        ]
+
+
 def hsic(x, y):
     """Song et al. 2012, eq. 4: the U-statistic, a mean over all ordered quadruples of different images: (n, D) each."""
     k, m = x @ x.T, y @ y.T
@@ -140,7 +163,7 @@ class TestCka:
         first, second = images(5, 2, seed=2), images(5, 2, seed=3)
         pictures, fixed = images(14, 2, 2, 1), images(2, 2, 2, 1, seed=4)
         square = lambda x: x.square()  # noqa: E731 - so that the fixed input matters
-        found = features.cka(planted(first, second, blocks=(torch.clone, square)), pictures, fixed, batch=7)
+        found = similarity.cka(planted(first, second, blocks=(torch.clone, square)), pictures, fixed, batch=7)[0]
         seen = [torch.einsum("kc,nchw->nkhw", mixer, pictures) for mixer in (first, second)]
         held = [torch.einsum("kc,fchw->fkhw", mixer, fixed) for mixer in (second, first)]
         for value, block in zip(found, (torch.clone, square), strict=True):
@@ -153,28 +176,38 @@ class TestCka:
     def test_is_1_where_both_members_make_the_same_features_up_to_rotation_and_scale(self):
         mixer, turn = images(6, 3), torch.linalg.qr(images(6, 6, seed=5))[0]
         for other in (mixer, turn @ mixer, -0.01 * turn @ mixer):
-            assert features.cka(planted(mixer, other), images(20, 3, 2, 2), images(1, 3, 2, 2), batch=10) == pytest.approx([1, 1, 1])
+            assert similarity.cka(planted(mixer, other), images(20, 3, 2, 2), images(1, 3, 2, 2), batch=10)[0] == pytest.approx([1, 1, 1])
 
     def test_does_not_change_as_one_side_is_rotated_and_scaled(self):
         mixer, other, turn = images(6, 3), images(6, 3, seed=4), torch.linalg.qr(images(6, 6, seed=5))[0]
         pictures, fixed = images(20, 3, 2, 2), images(2, 3, 2, 2, seed=6)
-        one, turned = (features.cka(planted(mixer, side), pictures, fixed, batch=10) for side in (other, 30 * turn @ other))
+        one, turned = (similarity.cka(planted(mixer, side), pictures, fixed, batch=10)[0].tolist() for side in (other, 30 * turn @ other))
         assert turned == pytest.approx(one, rel=1e-9) and max(one) < 0.95
 
     def test_is_0_on_average_where_the_features_have_nothing_to_do_with_each_other(self):
         """As many dimensions as images: without the debiasing it would be near 0.5."""
         eye, none = torch.eye(8, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
         model = planted(torch.cat([eye, none], dim=1), torch.cat([none, eye], dim=1), blocks=[torch.clone])
-        found = [features.cka(model, images(8, 16, 1, 1, seed=seed), images(1, 16, 1, 1), batch=8)[0] for seed in range(200)]
+        found = [similarity.cka(model, images(8, 16, 1, 1, seed=seed), images(1, 16, 1, 1), batch=8).item() for seed in range(200)]
         assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5 < 0.15
 
     def test_leaves_out_a_last_batch_that_is_not_full(self):
         model, pictures, fixed = network(), images(23, 3, 8, 8), images(2, 3, 8, 8, seed=2)
-        assert features.cka(model, pictures, fixed, batch=10) == features.cka(model, pictures[:20], fixed, batch=10)
+        assert torch.equal(similarity.cka(model, pictures, fixed, batch=10), similarity.cka(model, pictures[:20], fixed, batch=10))
+
+    def test_of_bootstrap_samples_is_that_of_the_mini_batches_and_fixed_inputs_drawn(self):
+        model, pictures, fixed = network(), images(30, 3, 8, 8), images(3, 3, 8, 8, seed=2)
+        found = similarity.cka(model, pictures, fixed, batch=10, replicates=4, seed=7)
+        batches, held = (drawn.long() for drawn in features.resamples(3, 3, 4, seed=7))
+        assert found.shape == (5, 3) and len(found.unique(dim=0)) == 5
+        for r in range(5):
+            drawn = torch.cat([pictures[10 * k : 10 * k + 10] for k in torch.arange(3).repeat_interleave(batches[r])])
+            direct = similarity.cka(model, drawn, fixed[torch.arange(3).repeat_interleave(held[r])], batch=10)[0]
+            torch.testing.assert_close(found[r], direct, rtol=1e-9, atol=1e-12)
 
     def test_of_too_few_images_is_refused_in_a_line(self, in_a_line):
         with pytest.raises(ValueError) as caught:
-            features.cka(network(), images(49, 3, 8, 8), images(1, 3, 8, 8))
+            similarity.cka(network(), images(49, 3, 8, 8), images(1, 3, 8, 8))
         assert "50" in in_a_line(caught.value) and "49" in str(caught.value)
 
 
@@ -183,27 +216,46 @@ class TestCrossTalk:
 
     def test_is_none_where_each_classifier_reads_its_own_input_alone(self):
         model = planted(torch.cat([torch.eye(4), self.none]), torch.cat([self.none, torch.eye(4)]))
-        found = features.cross_talk(model, self.one_hot, self.labels, self.one_hot)
-        assert {name: values.tolist() for name, values in found.items()} == {"own": [1, 1], "swapped": [0.25, 0.25], "moved": [0, 0]}
+        found = similarity.cross_talk(model, self.one_hot, self.labels, self.one_hot)
+        assert {name: values.tolist() for name, values in found.items()} == {"own": [[1, 1]], "swapped": [[0.25, 0.25]], "moved": [[0, 0]]}
 
     def test_is_a_half_where_both_classifiers_read_the_sum(self):
-        found = features.cross_talk(planted(torch.eye(4), torch.eye(4)), self.one_hot, self.labels, self.one_hot)
-        assert found["moved"].tolist() == pytest.approx([0.5, 0.5]) and torch.equal(found["own"], found["swapped"])
+        found = similarity.cross_talk(planted(torch.eye(4), torch.eye(4)), self.one_hot, self.labels, self.one_hot)
+        assert found["moved"][0].tolist() == pytest.approx([0.5, 0.5]) and torch.equal(found["own"], found["swapped"])
 
     @pytest.mark.parametrize("members", [2, 3])
     def test_is_what_a_loop_over_single_images_finds(self, members, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 8)
+        monkeypatch.setattr(anatomy, "ROWS", 8)
         model, pictures, others, labels = network(members), images(7, 3, 8, 8), images(3, 3, 8, 8, seed=2), torch.arange(7) % 5
-        found = features.cross_talk(model, pictures, labels, others)
+        found = similarity.cross_talk(model, pictures, labels, others)
         for i in range(members):
             logits = np.empty((3, 7, members, 5))
             for f, n in product(range(3), range(7)):
                 inputs = torch.stack([pictures[n] if m == i else others[f] for m in range(members)])[:, None]
                 logits[f, n] = model(inputs)[:, 0].detach()
             own, right = logits[:, :, i], logits.argmax(axis=3) == labels.numpy()[None, :, None]
-            assert found["own"][i] == right[:, :, i].mean() and found["swapped"][i] == right[:, :, (i + 1) % members].mean()
-            moved = np.mean([own[:, n, c].var() for n in range(7) for c in range(5)]) / np.mean([own[:, :, c].var() for c in range(5)])
-            assert found["moved"][i].item() == pytest.approx(moved, rel=1e-9) and 0 < moved < 1
+            accuracies = [right[:, :, i].mean(), right[:, :, (i + 1) % members].mean()]
+            assert [found["own"][0, i].item(), found["swapped"][0, i].item()] == pytest.approx(accuracies, rel=1e-12)
+            by_other = sum(own[:, n, c].var(ddof=1) for n in range(7) for c in range(5)) / 7
+            by_own = sum(own[:, :, c].mean(axis=0).var(ddof=1) for c in range(5))
+            assert found["moved"][0, i].item() == pytest.approx(by_other / (by_other + by_own), rel=1e-9)
+
+    def test_of_bootstrap_samples_is_that_of_the_images_and_other_inputs_drawn(self):
+        model, pictures, others, labels = network(), images(9, 3, 8, 8), images(4, 3, 8, 8, seed=2), torch.arange(9) % 5
+        found = similarity.cross_talk(model, pictures, labels, others, replicates=5, seed=3)
+        often, held = (drawn.long() for drawn in features.resamples(9, 4, 5, seed=3))
+        for r in range(6):
+            rows, chosen = torch.arange(9).repeat_interleave(often[r]), torch.arange(4).repeat_interleave(held[r])
+            direct = similarity.cross_talk(model, pictures[rows], labels[rows], others[chosen])
+            for name in ("own", "swapped"):
+                torch.testing.assert_close(found[name][r], direct[name][0], rtol=1e-9, atol=1e-12)
+
+    def test_has_a_variance_from_few_other_inputs_that_is_on_average_that_from_many(self):
+        """Drawing four inputs with repetition would else lose a quarter of it, and the interval would miss the estimate."""
+        mixer = images(6, 3)
+        found = similarity.cross_talk(planted(mixer, mixer), images(40, 3, 1, 1), torch.zeros(40).long(), images(4, 3, 1, 1, seed=2), 400)
+        spread = found["moved"] / (1 - found["moved"])  # variance from the others by that from the own image
+        assert spread[1:, 0].mean().item() == pytest.approx(spread[0, 0].item(), rel=0.1)
 
 
 class TestAPlantedNetwork:
@@ -236,7 +288,7 @@ class TestAPlantedNetwork:
         torch.testing.assert_close(features.scale_free(*louder), features.scale_free(*pair), rtol=1e-9, atol=0)
 
     def test_scores_the_same_with_its_channels_in_another_order(self):
-        model, pictures, fixed = features.parts(network()), images(20, 3, 8, 8), images(3, 8, 8, seed=2)
+        model, pictures, fixed = anatomy.parts(network()), images(20, 3, 8, 8), images(3, 8, 8, seed=2)
         orders = [torch.randperm(c, generator=torch.Generator().manual_seed(c)) for c in (16, 32, 64)]
         back = [torch.arange(16), *(order.argsort() for order in orders)]
         permuted = replace(model, blocks=[lambda x, k=k: model.blocks[k](x[:, back[k]])[:, orders[k]] for k in range(3)])
@@ -244,4 +296,5 @@ class TestAPlantedNetwork:
         assert not torch.allclose(pairs[2][0], moved[2][0])
         for score in (features.overlap, features.scale_free, features.rank_correlation):
             assert [float(score(*pair)) for pair in moved] == pytest.approx([float(score(*pair)) for pair in pairs], rel=1e-9)
-        assert features.cka(permuted, pictures, fixed[None], 10) == pytest.approx(features.cka(model, pictures, fixed[None], 10), rel=1e-9)
+        alike, permuted_alike = (similarity.cka(side, pictures, fixed[None], 10) for side in (model, permuted))
+        torch.testing.assert_close(permuted_alike, alike, rtol=1e-9, atol=0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixshare import features
-from mixshare.features import Parts
+from mixshare import anatomy, features
+from mixshare.anatomy import Parts
 
 
 def test_the_studies_take_torch_uncertaintys_multi_input_wide_resnet():
@@ -31,7 +31,7 @@ def test_the_studies_take_torch_uncertaintys_multi_input_wide_resnet():
         logits = super(type(model), model).forward(torch.cat([pictures, pictures[:1].expand_as(pictures)], dim=1))
     maps = features.block_importance(apart, pictures, pictures[0], 0)
     torch.testing.assert_close(maps[2], seen[0].double().var(dim=0).mean(dim=(1, 2)), rtol=1e-4, atol=1e-12)
-    (_, (*_, last)), = features.feature_maps(apart, pictures, pictures[:1], 0)
+    ((_, (*_, last)),) = anatomy.feature_maps(apart, pictures, pictures[:1], 0)
     torch.testing.assert_close(apart.heads(last[0]), logits.unflatten(1, (2, 5)).movedim(1, 0), rtol=1e-4, atol=1e-5)
     assert features.kernel_alignment(apart)[0].shape == (1, 16) and features.classifier_norms(apart).shape == (2, 640)
     sides = [features.block_importance(apart, pictures, pictures[0], member) for member in (0, 1)]

@@ -59,12 +59,19 @@ def test_step_k_of_the_n_of_the_warm_up_has_k_nths_of_the_rate(warmup_epochs):
     assert training.learning_rate(config, warmup_epochs, 0, 7) == config.learning_rate
 
 
-@pytest.mark.parametrize("profile, epochs", [("digits", 40), ("cifar100-lite", 6), ("smoke", 9), ("paper", 300)])
+@pytest.mark.parametrize("profile, epochs", [("digits", 40), ("smoke", 9), ("paper", 300)])
 def test_a_profile_is_cut_where_a_quarter_a_half_and_three_quarters_of_its_epochs_are_over(profile, epochs):
     config = RunConfig.preset(profile, "mixshare", epochs=epochs)
     for epoch in range(1, epochs):
         cuts = sum(epoch / epochs >= quarter for quarter in (0.25, 0.5, 0.75))
         assert training.learning_rate(config, epoch, 0, 5) == pytest.approx(config.learning_rate / 10**cuts)
+
+
+@pytest.mark.parametrize("epochs", [5, 7, 10, 35])
+def test_the_short_run_on_real_photographs_is_cut_after_three_fifths_and_four_fifths(epochs):
+    config = RunConfig.preset("cifar100-lite", "mixshare", epochs=epochs)
+    cuts = [round(-math.log10(training.learning_rate(config, epoch, 0, 5) / 0.1)) for epoch in range(1, epochs)]
+    assert cuts == [(5 * epoch >= 3 * epochs) + (5 * epoch >= 4 * epochs) for epoch in range(1, epochs)]
 
 
 def test_the_optimizer_is_nesterov_descent_on_the_loss_with_the_l2_term_over_all_parameters():
@@ -185,6 +192,7 @@ def test_how_a_run_is_executed_does_not_make_it_another_run(how, copied, monkeyp
 
 
 DISTURBANCES = {
+    "filling": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
     "seed": lambda: torch.manual_seed(99),
     "threads": lambda: torch.set_num_threads(2),
     "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
@@ -210,12 +218,14 @@ def test_torchs_global_state_neither_changes_a_run_nor_is_changed_by_it(disturb,
 def settings():
     def read():
         deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        return torch.get_num_threads(), *deterministic, torch.get_float32_matmul_precision(), hash(torch.get_rng_state().numpy().tobytes())
+        more = torch.utils.deterministic.fill_uninitialized_memory, torch.get_float32_matmul_precision()
+        return torch.get_num_threads(), *deterministic, *more, hash(torch.get_rng_state().numpy().tobytes())
 
-    threads, deterministic, warn_only, precision, _ = read()
+    threads, deterministic, warn_only, fill, precision, _ = read()
     yield read
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_float32_matmul_precision(precision)
 
 
