@@ -12,9 +12,9 @@ from typing import Any
 from mixshare.config import RunConfig
 
 __version__ = "0.1.0"
-__all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
+__all__ = ["MimoWideResNet", "RunConfig", "load", "train", "train_together"]
 
-_HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
+_HOME = {"MimoWideResNet": "model", "train": "training", "train_together": "training", "load": "runs"}
 
 
 def __getattr__(name: str) -> Any:

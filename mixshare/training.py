@@ -1,4 +1,4 @@
-"""Training: the step, the schedule, checkpoints, exact resume.
+"""Training runs, one or several side by side: epochs of steps, checkpoints, exact resume.
 
 A step is a function of (weights, draws) alone, and the plan gives the same draws on both sides of a crash. So a checkpoint needs
 weights, momentum and the number of epochs done, and no generator's state.
@@ -7,16 +7,16 @@ weights, momentum and the number of epochs done, and no generator's state.
 import os
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mixshare import checkpoint, mixing, runs
+from mixshare import checkpoint, runs
 from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
@@ -25,6 +25,7 @@ from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
+from mixshare.step import Step, learning_rate, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
@@ -36,23 +37,60 @@ def train(config: RunConfig) -> runs.Run:
 
     Raises ValueError or OSError, in a line, where it can't be trained or written, and ArithmeticError where the loss is not finite.
     """
+    return train_together([config])[0]
+
+
+def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
+    """`train` several runs side by side, their steps in turn: each comes out as it does alone.
+
+    For small networks on one GPU, where each run's steps go to a stream of its own. All run on the first one's device and threads.
+    Where one can't go on, the others do, and what stopped the first is raised at the end.
+    """
+    waiting = [config for config in dict.fromkeys(configs) if _finished(config) is None]
+    if waiting:
+        data = {name: load_data(name) for name in {config.dataset for config in waiting}}
+        device = choose_device(waiting[0])  # what can't be done is found before a folder is made
+        for config in waiting:
+            steps_per_epoch(config, len(data[config.dataset].train_images))
+        with _execution(waiting[0], device):
+            there = {name: loaded.to(device) for name, loaded in data.items()}
+            _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
+    return [runs.Run(config, runs.run_folder(config)) for config in configs]
+
+
+def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:
+    """Advance each by one piece, again and again, until all have ended; raises the first error that ended one."""
+    going, errors = list(pieces), []
+    with ExitStack() as stack:
+        for piece in pieces:
+            stack.callback(piece.close)
+        while going:
+            for piece in list(going):
+                try:
+                    next(piece)
+                except StopIteration:
+                    going.remove(piece)
+                except (ValueError, OSError, ArithmeticError) as error:
+                    going.remove(piece)
+                    errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _trained(config: RunConfig, data: Data, device: torch.device) -> Generator[None, None, None]:
+    """Train a run from where it stands to its saved result, pausing after every step."""
     folder = runs.run_folder(config)
-    if run := _finished(config, folder):
-        return run
-    data = load_data(config.dataset)
-    device = choose_device(config)  # what can't be done is found before a folder is made
-    steps_per_epoch(config, len(data.train_images))
     need_room(folder, NEEDED_BYTES)
-    with runs.only_writer(config), _execution(config, device):
-        if run := _finished(config, folder):
-            return run
+    with runs.only_writer(config):
+        if _finished(config):
+            return
         if reason := runs.foreign(config, folder):  # somebody's result: it is not overwritten
             raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
-        training = Training(config, data.to(device), device)
-        training.run(folder / "checkpoint.pt")
-        logits, labels = test_logits(training.model, training.data), training.data.test_labels
+        training = Training(config, data, device)
+        yield from training.run(folder / "checkpoint.pt")
+        logits, labels = test_logits(training.model, data), data.test_labels
         metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
-        return runs.save(config, training.model, training.history, logits, labels, metrics)
+        runs.save(config, training.model, training.history, logits, labels, metrics)
 
 
 class Training:
@@ -70,8 +108,8 @@ class Training:
         self.environment = runs.environment(config, device)
         self.earlier_environments: list[dict[str, Any]] = []
 
-    def run(self, path: Path) -> None:
-        """Train the epochs that are left, keeping a checkpoint at `path`."""
+    def run(self, path: Path) -> Iterator[None]:
+        """Train the epochs that are left, keeping a checkpoint at `path`; pauses after every step."""
         need_room(path.parent, 16 * sum(p.numel() for p in self.model.parameters()) + NEEDED_BYTES)
         if path.exists():
             self.restore(path)
@@ -80,7 +118,7 @@ class Training:
         before = self.seconds
         with _progress(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
-                self.epoch(step)
+                yield from self.epoch(step)
                 self.seconds = before + time.monotonic() - started
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
@@ -89,14 +127,16 @@ class Training:
                     runs.write_history(path.parent, self.history)  # for a person who watches; resuming reads the checkpoint
                     saved = time.monotonic()
 
-    def epoch(self, step: "Step") -> None:
-        """Train one epoch; its plan goes to the device once, its losses come back once."""
+    def epoch(self, step: Step) -> Iterator[None]:
+        """Train one epoch, pausing after every step; its plan goes to the device once, its losses come back once."""
         epoch, (height, width, _) = len(self.history), self.data.shape
-        plan = plan_epoch(self.config, epoch, len(self.data.train_images), height, width)
-        draws = {name: value.to(self.device) for name, value in plan.tensors().items()}
         rates = [learning_rate(self.config, epoch, k, self.steps) for k in range(self.steps)]
         self.model.train()
-        losses = torch.stack([step({name: value[k] for name, value in draws.items()}, rate) for k, rate in enumerate(rates)]).cpu()
+        step.begin(plan_epoch(self.config, epoch, len(self.data.train_images), height, width), rates)
+        for _ in rates:
+            step()
+            yield
+        losses = step.end()
         logits = test_logits(self.model, self.data)
         self.refuse_divergence(losses, logits)
         accuracy = evaluate(logits, self.data.test_labels)
@@ -158,93 +198,6 @@ class Training:
         }
 
 
-class Step:
-    """One training step, a pure function of (weights, draws): on a GPU, where wanted, captured once and replayed as a graph."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, config: RunConfig):
-        self.model, self.optimizer, self.batches, self.config = model, optimizer, batches, config
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.captured = config.capture and batches.padded.is_cuda
-        self.calls = 0
-
-    def __call__(self, draws: dict[str, Tensor], rate: float) -> Tensor:
-        """Train on one step's draws at this learning rate; returns the loss, a scalar that stays on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
-        if not self.captured:
-            return self.plain(draws)
-        return self.replay(draws)
-
-    def plain(self, draws: dict[str, Tensor]) -> Tensor:
-        """The step itself."""
-        losses = member_losses(self.model, self.batches, self.config, draws)
-        self.optimizer.zero_grad()
-        losses.sum().backward()
-        self.optimizer.step()
-        return losses.detach().sum()
-
-    def replay(self, draws: dict[str, Tensor]) -> Tensor:
-        """The step as a graph: three plain ones on a side stream to warm up, as capturing wants it, then replays."""
-        self.calls += 1
-        if self.calls <= 3:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                loss = self.plain(draws)
-            torch.cuda.current_stream().wait_stream(side)
-            return loss
-        if self.graph is None:
-            self.held = {name: value.clone() for name, value in draws.items()}
-            self.graph = torch.cuda.CUDAGraph()
-            self.optimizer.zero_grad()
-            with torch.cuda.graph(self.graph):
-                self.loss = self.plain(self.held)
-        for name, value in draws.items():
-            self.held[name].copy_(value)
-        self.graph.replay()
-        return self.loss.clone()
-
-
-def member_losses(model: nn.Module, batches: Batches, config: RunConfig, draws: dict[str, Tensor]) -> Tensor:
-    """Each member's weighted cross-entropy, averaged over the rows: (M,); their sum is the training loss without its l2 term."""
-    batch = batches(draws)
-    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits = model(batch.inputs, batch.masks, unmix=config.unmix)
-    losses = _cross_entropy(logits, batch.labels)
-    if batch.partner_labels is not None:
-        losses = batch.own_share * losses + (1 - batch.own_share) * _cross_entropy(logits, batch.partner_labels)
-    weights = mixing.loss_weights(mixing.mask_ratios(batch.masks), config.loss_root)
-    return (weights * losses).mean(dim=1)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-
-
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
-    """Nesterov SGD; the loss term l2 * sum of squares over ALL parameters is a weight decay of 2 * l2 (MixMo)."""
-    parameters = list(model.parameters())
-    rate = (
-        torch.tensor(config.learning_rate, device=parameters[0].device)
-        if config.capture and parameters[0].is_cuda
-        else config.learning_rate
-    )
-    return torch.optim.SGD(
-        parameters,
-        lr=rate,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=2 * config.l2,
-        fused=parameters[0].device.type != "mps",
-    )
-
-
-def learning_rate(config: RunConfig, epoch: int, step: int, steps: int) -> float:
-    """The rate of a step, epoch and step counted from 0: linear warm-up, then times `decay` at each milestone (appendix A)."""
-    warm = min(1.0, (epoch * steps + step + 1) / (config.warmup_epochs * steps)) if config.warmup_epochs else 1.0
-    return config.learning_rate * warm * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
-
-
 @torch.no_grad()
 def test_logits(model: nn.Module, data: Data) -> Tensor:
     """The members' logits on the test set, every member given the same image: (M, N, classes) float16.
@@ -303,7 +256,8 @@ def _execution(config: RunConfig, device: torch.device):
         cudnn.allow_tf32, cudnn.benchmark = before[4:]
 
 
-def _finished(config: RunConfig, folder: Path) -> runs.Run | None:
+def _finished(config: RunConfig) -> runs.Run | None:
+    folder = runs.run_folder(config)
     if runs.problem(config, folder) is not None:
         return None
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # left where a run was killed after its very last file

@@ -116,7 +116,7 @@ def _sitting(config: mixshare.RunConfig, outputs: Path, log: Path, gate: Path | 
         print("trains epoch", len(self.history), flush=True)
         while gate and not gate.exists():
             time.sleep(0.001)
-        epoch(self, step)
+        yield from epoch(self, step)
 
     def deadly_replace(source, target):
         if Path(target).name == dies_writing:

@@ -15,6 +15,7 @@ from mixshare.batch import Batches
 from mixshare.config import METHODS
 from mixshare.data import load_data
 from mixshare.plan import plan_epoch
+from mixshare.step import Step, learning_rate, make_optimizer, member_losses
 
 pytestmark = pytest.mark.usefixtures("outputs")
 CPU = torch.device("cpu")
@@ -44,19 +45,28 @@ def first_step(config, data):
     return runs.build_model(config, data.shape[2], len(data.class_names)).train(), Batches(data, config), draws
 
 
+def trained(model, batches, config, data, rates, epoch=0):
+    """The losses of an epoch's first steps, at these rates."""
+    step = Step(model, make_optimizer(model, config), batches, config)
+    step.begin(plan_epoch(config, epoch, len(data.train_images), *data.shape[:2]), rates)
+    for _ in rates:
+        step()
+    return step.end()
+
+
 @pytest.mark.parametrize("epoch, rate", [(1, 1), (74, 1), (75, 0.1), (149, 0.1), (150, 0.01), (224, 0.01), (225, 0.001), (299, 0.001)])
 @pytest.mark.parametrize("step", [0, 1561])
 def test_the_papers_rate_is_cut_to_a_tenth_at_epochs_75_150_and_225_and_nowhere_else(epoch, rate, step):
     config = RunConfig.preset("paper", "mixshare")
-    assert training.learning_rate(config, epoch, step, 1562) == pytest.approx(0.1 / 2 * 64 / 128 * rate, rel=1e-12)
+    assert learning_rate(config, epoch, step, 1562) == pytest.approx(0.1 / 2 * 64 / 128 * rate, rel=1e-12)
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 3])
 def test_step_k_of_the_n_of_the_warm_up_has_k_nths_of_the_rate(warmup_epochs):
     config = RunConfig.preset("paper", "mixshare", warmup_epochs=warmup_epochs)
-    rates = [training.learning_rate(config, epoch, step, 7) for epoch in range(warmup_epochs) for step in range(7)]
+    rates = [learning_rate(config, epoch, step, 7) for epoch in range(warmup_epochs) for step in range(7)]
     assert rates == pytest.approx([config.learning_rate * k / (7 * warmup_epochs) for k in range(1, 7 * warmup_epochs + 1)])
-    assert training.learning_rate(config, warmup_epochs, 0, 7) == config.learning_rate
+    assert learning_rate(config, warmup_epochs, 0, 7) == config.learning_rate
 
 
 @pytest.mark.parametrize("profile, epochs", [("digits", 40), ("smoke", 9), ("paper", 300)])
@@ -64,13 +74,13 @@ def test_a_profile_is_cut_where_a_quarter_a_half_and_three_quarters_of_its_epoch
     config = RunConfig.preset(profile, "mixshare", epochs=epochs)
     for epoch in range(1, epochs):
         cuts = sum(epoch / epochs >= quarter for quarter in (0.25, 0.5, 0.75))
-        assert training.learning_rate(config, epoch, 0, 5) == pytest.approx(config.learning_rate / 10**cuts)
+        assert learning_rate(config, epoch, 0, 5) == pytest.approx(config.learning_rate / 10**cuts)
 
 
 @pytest.mark.parametrize("epochs", [5, 7, 10, 35])
 def test_the_short_run_on_real_photographs_is_cut_after_three_fifths_and_four_fifths(epochs):
     config = RunConfig.preset("cifar100-lite", "mixshare", epochs=epochs)
-    cuts = [round(-math.log10(training.learning_rate(config, epoch, 0, 5) / 0.1)) for epoch in range(1, epochs)]
+    cuts = [round(-math.log10(learning_rate(config, epoch, 0, 5) / 0.1)) for epoch in range(1, epochs)]
     assert cuts == [(5 * epoch >= 3 * epochs) + (5 * epoch >= 4 * epochs) for epoch in range(1, epochs)]
 
 
@@ -79,7 +89,7 @@ def test_the_optimizer_is_nesterov_descent_on_the_loss_with_the_l2_term_over_all
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
     by_hand = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-    velocities, optimizer = [0.0] * len(by_hand), training.make_optimizer(model, config)
+    velocities, optimizer = [0.0] * len(by_hand), make_optimizer(model, config)
     for rate in (0.1, 0.1, 0.05):
         inputs = torch.randn(5, 1, 4, 4, dtype=torch.float64)
         optimizer.param_groups[0]["lr"] = rate
@@ -99,7 +109,7 @@ def test_the_optimizer_is_nesterov_descent_on_the_loss_with_the_l2_term_over_all
 def test_every_parameter_of_the_network_decays_by_6e_4(profile):
     config = RunConfig.preset(profile, "mixshare")
     model = runs.build_model(config, 3, 10)
-    (group,) = training.make_optimizer(model, config).param_groups
+    (group,) = make_optimizer(model, config).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
     assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (pytest.approx(6e-4), 0.9, True)
 
@@ -109,7 +119,7 @@ def test_the_loss_of_a_member_is_its_weighted_cross_entropy_averaged_over_the_ro
     config = RunConfig.preset("smoke", method, **overrides)
     model, batches, draws = first_step(config, digits)
     batch = batches(draws[0])
-    found = training.member_losses(model, batches, config, draws[0]).detach().double().numpy()
+    found = member_losses(model, batches, config, draws[0]).detach().double().numpy()
 
     log_p = model(batch.inputs, batch.masks, unmix=config.unmix).detach().double().log_softmax(dim=2).numpy()
     masks, wanted = batch.masks[:, :, 0].double().numpy(), np.zeros((config.members, config.batch_size))
@@ -129,9 +139,9 @@ def test_a_step_returns_the_sum_over_the_members_and_follows_its_gradient(digits
     config = RunConfig.preset("smoke", "mixshare", momentum=0.0, l2=0.0)
     model, batches, draws = first_step(config, digits)
     before = [p.detach().clone() for p in model.parameters()]
-    wanted = training.member_losses(model, batches, config, draws[0]).sum()
+    wanted = member_losses(model, batches, config, draws[0]).sum()
     gradients = torch.autograd.grad(wanted, list(model.parameters()))
-    loss = training.Step(model, training.make_optimizer(model, config), batches, config)(draws[0], 0.25)
+    loss = trained(model, batches, config, digits, [0.25])[0]
     assert loss.item() == pytest.approx(wanted.item()) and not loss.requires_grad
     torch.testing.assert_close(list(model.parameters()), [p - 0.25 * g for p, g in zip(before, gradients, strict=True)])
 
@@ -139,7 +149,7 @@ def test_a_step_returns_the_sum_over_the_members_and_follows_its_gradient(digits
 def test_bfloat16_computes_nearly_the_same_loss_but_not_the_same(digits):
     configs = [RunConfig.preset("smoke", "mixshare", precision=precision) for precision in ("float32", "bfloat16")]
     model, batches, draws = first_step(configs[0], digits)
-    losses = [training.member_losses(model, batches, config, draws[0]) for config in configs]
+    losses = [member_losses(model, batches, config, draws[0]) for config in configs]
     torch.testing.assert_close(*losses, rtol=0.05, atol=0)
     assert not torch.equal(*losses)
 
@@ -147,8 +157,7 @@ def test_bfloat16_computes_nearly_the_same_loss_but_not_the_same(digits):
 def test_one_member_trains_as_a_plain_network_in_a_plain_loop(digits):
     config = RunConfig.preset("smoke", "single", flip=True)
     model, batches, draws = first_step(config, digits)
-    step = training.Step(model, training.make_optimizer(model, config), batches, config)
-    losses = [step(draws[k], 0.02 * (k + 1)).item() for k in range(4)]
+    losses = trained(model, batches, config, digits, [0.02 * (k + 1) for k in range(4)]).tolist()
 
     plain = first_step(config, digits)[0]
     optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=6e-4)
@@ -182,6 +191,62 @@ def test_capture_without_a_gpu_trains_the_same_run_to_the_bit(finished, contents
     plain, captured = finished(seed=1, device="cpu"), mixshare.train(RunConfig.preset("smoke", seed=1, capture=True, device="cpu"))
     one, two = contents(plain.folder), contents(captured.folder)
     assert {name for name in one if one[name] != two[name]} == {"config.json"}  # which holds the field itself
+
+
+def test_a_step_goes_from_one_epochs_draws_to_the_nexts_in_the_same_memory(digits):
+    config = RunConfig.preset("smoke", "mixshare")
+    model, batches, _ = first_step(config, digits)
+    step, shape = Step(model, make_optimizer(model, config), batches, config), digits.shape[:2]
+    for epoch in (0, 1):
+        plan = plan_epoch(config, epoch, len(digits.train_images), *shape)
+        step.begin(plan, [0.1] * 3)
+        places = {name: value.data_ptr() for name, value in step.draws.items()}
+        for k in range(3):
+            draws = {name: value[k] for name, value in plan.tensors().items()}
+            wanted = member_losses(model, batches, config, draws).sum()
+            step()
+            assert step.end()[k] == pytest.approx(wanted.item(), rel=1e-5)
+        assert epoch == 0 or places == before
+        before = places
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
+    losses = []
+    for capture in (False, True):
+        config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
+        data = digits.to(torch.device("cuda"))
+        model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
+        with training._execution(config, torch.device("cuda")):
+            losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 6 + [0.05] * 3))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+
+
+TOGETHER = [("mixshare", 1, {}), ("single", 1, {}), ("cut_mixmo", 2, dict(epochs=3)), ("mixshare", 2, {})]
+
+
+def test_runs_trained_together_are_to_the_bit_what_each_is_alone(finished, contents):
+    configs = [RunConfig.preset("smoke", method, seed, **overrides) for method, seed, overrides in TOGETHER]
+    together = mixshare.train_together([*configs, configs[0]])
+    for run, (method, seed, overrides) in zip(together, [*TOGETHER, TOGETHER[0]], strict=True):
+        assert contents(run.folder) == contents(finished(method, seed, **overrides).folder)
+
+
+def test_where_one_of_several_can_not_go_on_the_others_do_and_its_reason_is_raised(contents, finished):
+    good, bad = (RunConfig.preset("smoke", "mixshare", 1, **overrides) for overrides in ({}, dict(learning_rate=1e20)))
+    with pytest.raises(ArithmeticError, match="learning_rate=1e20"):
+        mixshare.train_together([bad, good])
+    assert (
+        contents(runs.run_folder(good)) == contents(finished().folder)
+        and not runs.Run(bad, runs.run_folder(bad)).folder.joinpath("metrics.json").exists()
+    )
+
+
+def test_what_one_of_several_can_not_do_is_found_before_any_of_them_starts(outputs):
+    configs = [RunConfig.preset("smoke", "mixshare", 1), RunConfig.preset("smoke", "mixshare", 2, batch_size=4096, batch_repetition=1)]
+    with pytest.raises(ValueError, match="4096"):
+        mixshare.train_together(configs)
+    assert not any(outputs.rglob("*"))
 
 
 @pytest.mark.parametrize("how", [dict(capture=True), dict(deterministic=False), dict(threads=2), dict(device="cpu")], ids=str)
