@@ -5,7 +5,7 @@ CORES   ?= all
 BIN     := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --rerun-triggers input --quiet rules host
 
-.PHONY: env lock reproduce studies publish test notebook chapters clean
+.PHONY: env lock reproduce studies speed publish test notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
@@ -26,8 +26,12 @@ studies: env ## the same, and the ablations with the chapters that read them (PR
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
 
-publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date
-	@$(BIN)/python -m mixshare publish $(PROFILE)
+speed: env ## how fast a step is on this machine: chapter 06, alone (PROFILE)
+	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch speed
+	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=speed
+
+publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS)
+	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: env ## the tests, and the chapters in their smoke form against their committed outputs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)

@@ -14,9 +14,7 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
     prepare.add_argument("profile")
-    prepare.add_argument("--batch", default="results", help="results, or studies")
-    prepare.add_argument("--methods", help="such as mimo,mixshare")
-    prepare.add_argument("--seeds", help="such as 1,2,3")
+    prepare.add_argument("--batch", default="results", help="results, studies, or speed")
     prepare.add_argument("--fresh", action="store_true", help="start over")
     chapter = verbs.add_parser("chapter", help="execute one chapter")
     chapter.add_argument("name")
@@ -30,6 +28,9 @@ def main() -> int:
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
     publish.add_argument("profile")
+    for verb in (prepare, publish):
+        verb.add_argument("--methods", help="such as mimo,mixshare")
+        verb.add_argument("--seeds", help="such as 1,2,3")
     table = verbs.add_parser("table", help="print a profile's table of results")
     table.add_argument("profile")
     arguments = parser.parse_args()
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> None:
         from mixshare import publish
 
         if arguments.verb == "publish":
-            publish.publish(arguments.profile)
+            publish.publish(arguments.profile, arguments.methods, arguments.seeds)
         else:
             print(publish.readme_table(arguments.profile, outputs_folder() / arguments.profile))
 

@@ -255,3 +255,33 @@ def adjustments(table: pd.DataFrame) -> Figure:
         names = [f"{base.replace('_', '-')}: {change}" for base, change in zip(table["base"], table["change"], strict=True)]
         axes[0, 0].set(yticks=range(len(table)), yticklabels=names, ylim=(len(table) - 0.5, -0.5))
     return figure
+
+
+def time_spent(shares: pd.DataFrame) -> Figure:
+    """A bar a network, cut by where a step's time goes: shares (networks, kinds), each row summing to 1."""
+    with _drawing(1, 1, (6.7, 0.9 + 0.45 * len(shares))) as (figure, axes):
+        panel, left = axes[0, 0], np.zeros(len(shares))
+        hatches = ("", "//", "", "..", "", "xx")  # so that neighbours differ in grey too
+        for kind, shade, hatch in zip(shares, np.linspace(0.25, 0.92, shares.shape[1]), hatches[: shares.shape[1]], strict=True):
+            panel.barh(list(shares.index), shares[kind], left=left, color=plt.cm.viridis(shade), label=kind, hatch=hatch, edgecolor="white")
+            left = left + shares[kind].to_numpy()
+        panel.set(xlim=(0, 1), xlabel="share of a step's time")
+        panel.invert_yaxis()
+        panel.grid(visible=False)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def growths(table: pd.DataFrame, exponents: dict[str, float]) -> Figure:
+    """A panel for each size that grows: milliseconds a step over it, both axes logarithmic, with the fitted power in the title."""
+    with _drawing(1, len(exponents), (2.1 * len(exponents), 2.2), sharey=True) as (figure, axes):
+        for panel, (what, power) in zip(axes[0], exponents.items(), strict=True):
+            found = table[table["what"] == what]
+            panel.plot(found["size"], 1000 * found["seconds"], "o-", color=MEMBERS[0], markersize=4)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_xticks(found["size"], found["size"].astype(str))
+            panel.set(xlabel=what.replace("_", " ") + (", pixels" if what == "side" else ""), title=f"power {power:.2f}")
+        axes[0, 0].set_ylabel("ms a step")
+    return figure

@@ -16,13 +16,15 @@ TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "para
 NAMES = {"single": "Single network", "mimo": "MIMO", "linear_mixmo": "Linear-MixMo", "cut_mixmo": "Cut-MixMo", "mixshare": "MixShare"}
 
 
-def publish(profile: str) -> None:
+def publish(profile: str, methods: str | None = None, seeds: str | None = None) -> None:
     """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
+
+    methods and seeds as `targets.selection` takes them, where a profile was not run with all of them.
 
     Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
     committed tree, names this machine or its user, or is too large.
     """
-    files = _files(profile, batch(profile))
+    files = _files(profile, batch(profile, methods, seeds))
     for path in files:
         _refuse_private(path)
     size = sum(path.stat().st_size for path in files)
@@ -41,10 +43,12 @@ def publish(profile: str) -> None:
     write_readme_table()
 
 
-def batch(profile: str) -> list[Target]:
-    """What is published: the studies with all their runs where they are done, else the results."""
-    everything = targets.studies(profile)
-    return everything if all(target.is_done() for target in everything) else targets.results(profile)
+def batch(profile: str, methods: str | None = None, seeds: str | None = None) -> list[Target]:
+    """What is published: the studies with all their runs where they are done, else the results; and the chapter on speed if it is."""
+    everything, timed = targets.studies(profile), targets.speed(profile)
+    whole = all(target.is_done() for target in everything) and not (methods or seeds)
+    found = everything if whole else targets.results(profile, *targets.selection(methods, seeds))
+    return [*found, *(target for target in timed if target.is_done())]
 
 
 def _files(profile: str, made: Sequence[Target]) -> list[Path]:

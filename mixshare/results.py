@@ -1,5 +1,6 @@
 """From finished runs to the table: mean ± std over seeds, the deep ensemble, paired differences, and what each method costs."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,6 +184,11 @@ def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
 def save_table(table: pd.DataFrame, path: Path, **options: Any) -> None:
     """Write a table as CSV, whole or not at all."""
     write_text(path, table.to_csv(**options))
+
+
+def save_json(record: dict[str, Any], path: Path) -> None:
+    """Write a record as JSON, whole or not at all."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_summary(path: Path) -> pd.DataFrame:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mixshare import chapters, runs
-from mixshare.config import RunConfig, check_member, grid
+from mixshare.config import PROFILES, RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
 from mixshare.studies import ADJUSTMENTS, ALIGNMENTS, aligned, halved
 
-BATCHES = ("results", "studies")
+BATCHES = ("results", "studies", "speed")
 DEFAULT_METHODS = ("single", "mimo", "cut_mixmo", "mixshare")
 DEFAULT_SEEDS = (1, 2, 3)
 
@@ -81,6 +81,15 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
     ]
 
 
+def speed(profile: str) -> list[Target]:
+    """The chapter on speed, alone: a time is worth little where others are at work."""
+    check_member("profile", profile, PROFILES)
+    place = outputs_folder() / profile
+    parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3}
+    writes = (place / "studies" / "speed.json", *(place / "figures" / f"speed_{name}.png" for name in ("spent", "growth")))
+    return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes)]
+
+
 def _study(
     chapter: str, profile: str, configs: Sequence[RunConfig], tables: Sequence[str], pictures: Sequence[str], **parameters: Any
 ) -> Target:
@@ -92,9 +101,11 @@ def _study(
 
 
 def batch(name: str, profile: str, methods: str | None = None, seeds: str | int | None = None) -> list[Target]:
-    """A batch as a command line names it: "results", or "studies", which has methods of its own; raises ValueError for another."""
+    """A batch as a command line names it, those but "results" with methods of their own; raises ValueError for an unknown one."""
     check_member("batch", name, BATCHES)
     chosen_methods, chosen_seeds = selection(methods, seeds)
+    if name == "speed":
+        return speed(profile)
     return results(profile, chosen_methods, chosen_seeds) if name == "results" else studies(profile, chosen_seeds)
 
 

@@ -52,7 +52,7 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
         device = choose_device(waiting[0])  # what can't be done is found before a folder is made
         for config in waiting:
             steps_per_epoch(config, len(data[config.dataset].train_images))
-        with _execution(waiting[0], device):
+        with execution(waiting[0], device):
             there = {name: loaded.to(device) for name, loaded in data.items()}
             _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
     return [runs.Run(config, runs.run_folder(config)) for config in configs]
@@ -228,7 +228,7 @@ def choose_device(config: RunConfig) -> torch.device:
 
 
 @contextmanager
-def _execution(config: RunConfig, device: torch.device):
+def execution(config: RunConfig, device: torch.device):
     """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
     cudnn = torch.backends.cudnn

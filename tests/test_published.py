@@ -110,7 +110,7 @@ class TestPublishing:
         table.parent.mkdir()
         table.write_text("method,n\nsingle,1\n")
         target = dataclasses.replace(targets.training(source.config), writes=(table,))
-        monkeypatch.setattr(publish, "batch", lambda profile: [target])
+        monkeypatch.setattr(publish, "batch", lambda *selection: [target])
         monkeypatch.setattr(targets.Target, "is_done", lambda self: True)
         monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
         monkeypatch.setattr(publish, "write_readme_table", lambda: None)

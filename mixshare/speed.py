@@ -1,0 +1,221 @@
+"""How fast a training step is on this machine, what share of this machine's ceiling that is, and where the time goes.
+
+Everything is measured as it runs in training, input pipeline included, on noise in place of images. Times on a shared machine mean
+little by themselves, so what is compared is run in turn, A B A B, and told as a ratio with its quartiles.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+
+import pandas as pd
+import scipy.stats
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixshare.config import RunConfig
+from mixshare.data import Data
+from mixshare.plan import plan_epoch
+from mixshare.step import Step
+from mixshare.training import Training, execution
+
+Stepper = Callable[[], None]  # does one training step
+WARM_UP = 4  # steps before any is timed; a GPU's graph is captured in the last of them
+SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
+# What a step's time is looked at to grow with: sizes that stay clear of what a step costs at least.
+GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
+# Where a step's time goes, by the names that the profiler gives to operators; the first that fits counts.
+KINDS = {
+    "convolutions, backward": "convolution_backward|conv_backward|dgrad|wgrad",
+    "convolutions, forward": "conv",
+    "batch norm": "batch_norm|bn_|norm_",
+    "ReLU": "clamp_min|threshold|relu",
+    "optimizer": "sgd",
+}
+
+
+def noise(dataset: str, images: int = 2048, side: int | None = None) -> Data:
+    """Random images and labels of a data set's shape, or of another side, in pixels."""
+    usual, channels, classes = SHAPES[dataset]
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, side or usual, side or usual, channels), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (images,), generator=draw)
+    return Data("noise", pixels, labels, pixels[:100], labels[:100], tuple(map(str, range(classes))), "")
+
+
+def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
+    """What does one of this run's training steps at each call, with this run's threads and determinism, epoch after epoch."""
+    with execution(config, device):
+        training = Training(config, data.to(device), device)
+    step = Step(training.model.train(), training.optimizer, training.batches, config)
+
+    def steps() -> Iterator[None]:
+        """An endless training, at a rate at which noise does not diverge."""
+        for epoch in count():
+            step.begin(plan_epoch(config, epoch, len(data.train_images), *data.shape[:2]), [1e-4] * training.steps)
+            for _ in range(training.steps):
+                step()
+                yield
+
+    return _within(config, device, steps())
+
+
+def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) -> Stepper:
+    """The same step in torch-uncertainty's multi-input wide ResNet, its MIMO batches and a data loader, as its users run it.
+
+    Raises ImportError where that package is not installed.
+    """
+    from torch.utils.data import DataLoader
+    from torch_uncertainty.models.classification.resnet.utils import ResNetStyle
+    from torch_uncertainty.models.classification.wideresnet.mimo import _MIMOWideResNet
+    from torch_uncertainty.transforms.batch import MIMOBatchFormat
+    from torchvision.transforms import v2
+
+    side, _, channels = data.shape
+    model = _MIMOWideResNet(
+        config.depth, int(config.width), channels, len(data.class_names), config.members, False, 0.0, style=ResNetStyle.CIFAR
+    ).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, config.momentum, nesterov=True, weight_decay=2 * config.l2)
+    arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
+    flip = [v2.RandomHorizontalFlip()] if config.flip else []
+    as_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * channels, [0.25] * channels)]
+    transform = v2.Compose([v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats])
+    images = [(image, int(label)) for image, label in zip(data.train_images.permute(0, 3, 1, 2), data.train_labels, strict=True)]
+    loader = DataLoader(
+        images,
+        config.batch_size // config.batch_repetition,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=lambda rows: (torch.stack([transform(image) for image, _ in rows]), torch.tensor([label for _, label in rows])),
+    )
+
+    def steps() -> Iterator[None]:
+        """An endless training."""
+        model.train()
+        while True:
+            for batch in loader:
+                inputs, labels = arrange(tuple(part.to(device, non_blocking=True) for part in batch))
+                loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                yield
+
+    return _within(config, device, steps())
+
+
+def _within(config: RunConfig, device: torch.device, steps: Iterator[None]) -> Stepper:
+    def step() -> None:
+        with execution(config, device):
+            next(steps)
+
+    return step
+
+
+def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.DataFrame:
+    """Seconds a step, each stepper's in turn in each of the rounds: a row a round, a column a stepper."""
+    for step in steppers.values():
+        _seconds(step, WARM_UP)
+    return pd.DataFrame([{name: _seconds(step, steps) for name, step in steppers.items()} for _ in range(rounds)])
+
+
+def _seconds(step: Stepper, steps: int) -> float:
+    _wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait()
+    return (time.perf_counter() - start) / steps
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(first: Stepper, second: Stepper, rounds: int, steps: int) -> dict[str, float]:
+    """Time of the first's step by time of the second's, round by round: median and quartiles."""
+    seconds = in_turn({"first": first, "second": second}, rounds, steps)
+    return spread(seconds["first"] / seconds["second"])
+
+
+def spread(values: pd.Series) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = values.quantile([0.25, 0.5, 0.75])
+    return {"median": median, "low": low, "high": high}
+
+
+def flops(step: Stepper) -> int:
+    """Floating-point operations of one step's matrix products and convolutions, forward and backward; a multiply-add is two."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def ceiling(device: torch.device, threads: int, precision: str = "float32", repeats: int = 5) -> dict[str, float]:
+    """What this machine does at most: `flops` a second in a large matrix product, `bytes` a second, read and written, in a large copy."""
+    size = 8192 if device.type == "cuda" else 2048
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+        x = torch.zeros(2**26, device=device)
+        y = torch.zeros_like(x)
+        product = min(_seconds(lambda: torch.mm(a, a), 1) for _ in range(repeats))
+        copy = min(_seconds(lambda: y.copy_(x), 1) for _ in range(repeats))
+    finally:
+        torch.set_num_threads(before)
+    return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * len(x) / copy}
+
+
+def where_time_goes(step: Stepper, steps: int) -> pd.Series:
+    """Share of a step's time by kind of operator, as torch's profiler sees it: on the device where there is one. Sums to 1."""
+    on_gpu = torch.cuda.is_available()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it calls a missing GPU an error
+    for _ in range(WARM_UP):
+        step()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as found:
+        for _ in range(steps):
+            step()
+        _wait()
+    events = pd.DataFrame(
+        [(event.key.lower(), event.self_device_time_total if on_gpu else event.self_cpu_time_total) for event in found.key_averages()],
+        columns=["name", "time"],
+    )
+    kind = pd.Series("the rest", index=events.index)
+    for name, pattern in reversed(KINDS.items()):
+        kind[events["name"].str.contains(pattern)] = name
+    return (events.groupby(kind)["time"].sum() / events["time"].sum()).reindex([*KINDS, "the rest"], fill_value=0.0)
+
+
+def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataFrame:
+    """Seconds of a MixShare step on digits as `what` grows, all else as it is: a row a size, the median over the rounds."""
+    steppers = {}
+    for size in GROWTH[what]:
+        config = RunConfig.preset("digits", "mixshare", 1, **({} if what == "side" else {what: size}))
+        steppers[size] = stepper(config, noise("digits", side=size if what == "side" else None), device)
+    seconds = in_turn(steppers, rounds, steps).median()
+    return pd.DataFrame({"what": what, "size": list(GROWTH[what]), "seconds": seconds.to_numpy()})
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """The power of the size that the time grows with, by least squares on logarithms, and its standard error."""
+    logs = (torch.tensor(list(values), dtype=torch.float64).log() for values in (sizes, seconds))
+    fit = scipy.stats.linregress(*map(Tensor.numpy, logs))
+    return float(fit.slope), float(fit.stderr)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: at most in use on a GPU since its start; without one, of this whole process, Python and torch included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not there on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
