@@ -19,11 +19,13 @@ env: ## a virtual environment in .venv from the lock, made once, made again when
 
 reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
+	@$(BIN)/python -m mixshare together $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(if $(SEEDS),seeds=$(SEEDS))
 	@$(BIN)/python -m mixshare table $(PROFILE)
 
 studies: env ## the same, and the ablations with the chapters that read them (PROFILE, SEEDS, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
+	@$(BIN)/python -m mixshare together $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
 
 speed: env ## how fast a step is on this machine: chapter 06, alone (PROFILE)

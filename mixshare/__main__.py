@@ -28,7 +28,11 @@ def main() -> int:
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
     publish.add_argument("profile")
-    for verb in (prepare, publish):
+    together = verbs.add_parser("together", help="on a GPU, train a batch's missing runs several at once")
+    together.add_argument("profile")
+    together.add_argument("--batch", default="results", help="results, or studies")
+    together.add_argument("--at-once", type=int, help="how many; by default as many as fit the GPU, and none without one")
+    for verb in (prepare, publish, together):
         verb.add_argument("--methods", help="such as mimo,mixshare")
         verb.add_argument("--seeds", help="such as 1,2,3")
     table = verbs.add_parser("table", help="print a profile's table of results")
@@ -52,11 +56,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
         for name in arguments.names or sorted(path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")):
             chapters.refresh(name)
-    elif arguments.verb == "prepare":
+    elif arguments.verb in ("prepare", "together"):
         from mixshare import targets
 
         batch = targets.batch(arguments.batch, arguments.profile, arguments.methods, arguments.seeds)
-        targets.prepare(batch, arguments.fresh)
+        targets.prepare(batch, arguments.fresh) if arguments.verb == "prepare" else targets.train_together(batch, arguments.at_once)
     elif arguments.verb == "train":
         from mixshare import training
         from mixshare.config import RunConfig

@@ -3,6 +3,7 @@ jobs."""
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,23 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
         except OSError as error:
             raise FileProblem(f"can't clear {shown(target.output.parent)}: {error}") from error
     print(f"{done} of {len(targets)} runs and chapters are done; {len(targets) - done} to make", flush=True)
+
+
+def train_together(targets: Sequence[Target], at_once: int | None = None) -> None:
+    """Train the runs that are missing several at once in this process; on a machine without a GPU, by default, none at all.
+
+    A small network can't fill a GPU. The jobs of the batch then find their runs trained; a run that failed here fails there again,
+    with its reason in its own chapter.
+    """
+    from mixshare import training
+
+    at_once = training.runs_at_once() if at_once is None else at_once
+    missing = [target.config for target in targets if target.config and runs.problem(target.config, target.output.parent)]
+    for start in range(0, len(missing) if at_once else 0, max(1, at_once)):
+        try:
+            training.train_together(missing[start : start + at_once])
+        except (ValueError, OSError, ArithmeticError) as error:
+            print(f"mixshare: {error}", file=sys.stderr, flush=True)
 
 
 def _delete(target: Target) -> None:

@@ -29,6 +29,7 @@ from mixshare.step import Step, learning_rate, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
+RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may take
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
 
@@ -56,6 +57,13 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
             there = {name: loaded.to(device) for name, loaded in data.items()}
             _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
     return [runs.Run(config, runs.run_folder(config)) for config in configs]
+
+
+def runs_at_once() -> int:
+    """How many runs this machine's GPU has room for, at most 4; 0 without one, where a process for each run is faster."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(min(4, max(1, torch.cuda.mem_get_info()[0] // RUN_BYTES)))
 
 
 def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:

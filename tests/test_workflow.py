@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mixshare
-from mixshare import chapters, runs, targets
+from mixshare import chapters, runs, targets, training
 from mixshare.files import project_root
 
 SNAKEMAKE = [
@@ -213,3 +214,42 @@ class TestStudies:
     def test_an_unknown_batch_is_a_line(self):
         with pytest.raises(ValueError, match="unknown batch 'ablation'; possible are results, studies, speed"):
             targets.batch("ablation", "digits")
+
+
+class TestTogether:
+    """What a batch does first on a machine with a GPU; here on its processor."""
+
+    def batch(self):
+        return [*targets.results("smoke", ["mixshare", "single"], [1]), targets.training(mixshare.RunConfig.preset("smoke", "mimo", 2))]
+
+    def test_missing_runs_are_trained_in_groups_and_are_what_their_jobs_would_make(self, copied, contents, finished, monkeypatch):
+        copied("single", 1)
+        groups, train = [], training.train_together
+        monkeypatch.setattr(training, "train_together", lambda configs: groups.append([c.name for c in configs]) or train(configs))
+        targets.train_together(self.batch(), at_once=2)
+        targets.train_together(self.batch(), at_once=2)
+        assert groups == [["mixshare", "mimo"]]
+        for method, seed in (("mixshare", 1), ("mimo", 2)):
+            run = finished(method, seed)
+            assert contents(runs.run_folder(run.config)) == contents(run.folder)
+
+    def test_a_group_that_fails_is_told_in_a_line_and_the_next_goes_on(self, outputs, capsys, monkeypatch):
+        seen = []
+
+        def fails(configs):
+            seen.append(configs)
+            raise OSError("no room")
+
+        monkeypatch.setattr(training, "train_together", fails)
+        targets.train_together(self.batch(), at_once=1)
+        assert len(seen) == 3 and capsys.readouterr().err == "mixshare: no room\n" * 3
+
+    @pytest.mark.parametrize(("free", "runs_at_once"), [(None, 0), (2e9, 1), (9e9, 2), (80e9, 4)])
+    def test_as_many_go_together_as_the_gpu_has_room_for_and_none_without_one(self, free, runs_at_once, outputs, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: free is not None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
+        assert training.runs_at_once() == runs_at_once
+        groups = []
+        monkeypatch.setattr(training, "train_together", groups.append)
+        targets.train_together(self.batch())
+        assert [len(group) for group in groups] == {0: [], 1: [1, 1, 1], 2: [2, 1], 4: [3]}[runs_at_once]
