@@ -60,9 +60,9 @@ def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Seque
     if several:
         names = list(dict.fromkeys(config.method for config in several))
         tables, pictures = ("sharing", "cross_talk", "norms"), ("input_block", "output_block", "core")
-        found.append(_study("03_subnetwork_features", profile, several, tables, pictures, methods=names, seeds=list(seeds)))
+        found.append(_study("03_subnetwork_features", profile, several, tables, pictures, methods=names, **_of(seeds, names)))
     tables = ("results", "runs", "paired")
-    found.append(_study("05_results", profile, configs, tables, ("results",), methods=list(methods), seeds=list(seeds)))
+    found.append(_study("05_results", profile, configs, tables, ("results",), methods=list(methods), **_of(seeds, methods)))
     return found
 
 
@@ -77,7 +77,7 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
     return [
         *default,
         *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations),
-        _study("02_kernel_alignment", profile, kernels, ("alignment", "alignment_overlap"), ("alignment", "kernels"), seeds=list(seeds)),
+        _study("02_kernel_alignment", profile, kernels, ("alignment", "alignment_overlap"), ("alignment", "kernels"), **_of(seeds)),
         _study("04_adjustments", profile, [*base, *changed], ("adjustments", "gap"), ("adjustments",), seeds=list(seeds)),
     ]
 
@@ -89,6 +89,12 @@ def speed(profile: str) -> list[Target]:
     parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3}
     writes = (place / "studies" / "speed.json", *(place / "figures" / f"speed_{name}.png" for name in ("spent", "growth")))
     return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes)]
+
+
+def _of(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[str, Any]:
+    """A chapter's parameters for these seeds; what it shows by default, seed 1 and mixshare, it can't where they are not in the batch."""
+    instead = {} if 1 in seeds else {"seed": seeds[0]}
+    return {"seeds": list(seeds), **instead, **({} if "mixshare" in methods else {"method": methods[-1]})}
 
 
 def _study(

@@ -216,6 +216,15 @@ class TestStudies:
             targets.batch("ablation", "digits")
 
 
+def test_a_chapter_shows_a_run_of_the_batch_by_default_mixshares_with_seed_1():
+    for methods, seeds, shown in ((["mimo", "mixshare"], [3, 1], {}), (["mimo", "cut_mixmo"], [2, 5], {"seed": 2, "method": "cut_mixmo"})):
+        for target in targets.results("smoke", methods, seeds)[-2:]:
+            chapters.check_against(chapters.chapter_path(target.chapter), target.parameters)
+            assert {name: target.parameters[name] for name in ("seed", "method") if name in target.parameters} == shown
+    (kernels,) = (target for target in targets.studies("smoke", [4]) if target.chapter == "02_kernel_alignment")
+    assert kernels.parameters["seed"] == 4 and "method" not in kernels.parameters
+
+
 class TestTogether:
     """What a batch does first on a machine with a GPU; here on its processor."""
 
