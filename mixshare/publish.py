@@ -1,6 +1,7 @@
 """From a profile's working results to what the project publishes: checked, copied, and shown in the README."""
 
 import getpass
+import re
 import shutil
 import socket
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None) 
     shutil.rmtree(place, ignore_errors=True)
     beside.rename(place)
     print(f"{len(files)} files, {size / 1e6:.1f} MB, in {shown(place)}")
-    write_readme_table()
+    write_readme_tables()
 
 
 def batch(profile: str, methods: str | None = None, seeds: str | None = None) -> list[Target]:
@@ -93,14 +94,17 @@ def readme_table(profile: str, folder: Path) -> str:
     return results.markdown(table.rename(index=NAMES), TABLE_COLUMNS)
 
 
-def write_readme_table() -> None:
-    """Put the published digits table between its marks in the README."""
+def write_readme_tables() -> None:
+    """Put each published profile's table between its marks in the README; raises OSError where a profile has none."""
     path = project_root() / "README.md"
-    head, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    if not tail:
-        raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0]} and {MARKS[1]} around its table")
-    write_text(path, f"{head}{MARKS[0]}\n{readme_table('digits', published_folder() / 'digits')}{MARKS[1]}{tail}")
+    text = path.read_text(encoding="utf-8")
+    for folder in sorted(published_folder().iterdir()):
+        table = readme_table(folder.name, folder)
+        marks = rf"(?<={re.escape(MARKS[0].format(folder.name))}\n).*?(?={re.escape(MARKS[1])})"
+        text, found = re.subn(marks, lambda _, table=table: table, text, flags=re.S)
+        if not found:
+            raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0].format(folder.name)} and {MARKS[1]} around its table")
+    write_text(path, text)
 
 
-MARKS = ("<!-- table: digits -->", "<!-- end of table -->")
+MARKS = ("<!-- table: {} -->", "<!-- end of table -->")

@@ -88,10 +88,25 @@ def test_the_published_tables_follow_from_the_published_runs(outputs):
     )
 
 
-def test_the_readme_shows_the_published_table():
+@pytest.mark.parametrize("folder", sorted(published_folder().iterdir()), ids=lambda folder: folder.name)
+def test_the_readme_shows_the_published_table(folder):
     readme = (project_root() / "README.md").read_text()
-    shown = readme.split(publish.MARKS[0] + "\n")[1].split(publish.MARKS[1])[0]
-    assert shown == publish.readme_table("digits", published_folder() / "digits") and shown.count("\n") == 7
+    shown = readme.split(publish.MARKS[0].format(folder.name) + "\n")[1].split(publish.MARKS[1])[0]
+    assert shown == publish.readme_table(folder.name, folder) and shown.count("\n") >= 4
+
+
+def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
+    monkeypatch.setattr(publish, "readme_table", lambda profile, folder: f"| {profile} \\1 |\n")
+    (tmp_path / "published" / "digits").mkdir(parents=True)
+    begin, end = publish.MARKS[0].format("digits"), publish.MARKS[1]
+    (tmp_path / "README.md").write_text(f"a\n{begin}\nold\n{end}\nb\n<!-- table: other -->\nx\n{end}\n")
+    publish.write_readme_tables()
+    assert (tmp_path / "README.md").read_text() == f"a\n{begin}\n| digits \\1 |\n{end}\nb\n<!-- table: other -->\nx\n{end}\n"
+    (tmp_path / "published" / "paper").mkdir()
+    with pytest.raises(FileProblem, match="table: paper"):
+        publish.write_readme_tables()
 
 
 class TestPublishing:
@@ -113,7 +128,7 @@ class TestPublishing:
         monkeypatch.setattr(publish, "batch", lambda *selection: [target])
         monkeypatch.setattr(targets.Target, "is_done", lambda self: True)
         monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
-        monkeypatch.setattr(publish, "write_readme_table", lambda: None)
+        monkeypatch.setattr(publish, "write_readme_tables", lambda: None)
         return folder
 
     def test_copies_what_lasts_and_no_checkpoint(self, ready, tmp_path):
