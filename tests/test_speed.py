@@ -73,6 +73,28 @@ def test_the_shares_of_time_are_of_every_kind_and_sum_to_one():
     assert list(shares.index) == [*speed.KINDS, "the rest"] and shares.sum() == pytest.approx(1) and (shares > 0).all()
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+@pytest.mark.parametrize("method", ["single", "mixshare"])
+def test_convolutions_take_onednns_fast_path_all_but_the_first_blocks_first_in_the_format_they_find(method, monkeypatch):
+    step = speed.stepper(RunConfig.preset("digits", method), speed.noise("digits"), CPU)
+    formats = []
+    convolution = torch.nn.Conv2d.forward
+
+    def watched(self, x):
+        if self.in_channels > 1:  # with one channel both formats are the same
+            formats.append(
+                x.is_contiguous(memory_format=torch.channels_last) and self.weight.is_contiguous(memory_format=torch.channels_last)
+            )
+        return convolution(self, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as found:
+        step()
+    counts = {event.key: event.count for event in found.key_averages()}
+    assert counts["aten::mkldnn_convolution"] == counts["aten::convolution"] > 0 and not [name for name in counts if "slow_conv" in name]
+    assert formats == [False] + [True] * 7  # stacking the encodings costs the format of one small map
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.7])
 def test_the_exponent_of_a_power_is_found_with_its_standard_error(power):
     sizes = [1, 2, 4, 8]
