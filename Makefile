@@ -28,8 +28,8 @@ studies: env ## the same, and the ablations with the chapters that read them (PR
 	@$(BIN)/python -m mixshare together $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
 
-speed: env ## how fast a step is on this machine: chapter 06, alone (PROFILE)
-	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch speed
+speed: env ## how fast a step is on this machine, measured anew: chapter 06, alone (PROFILE)
+	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch speed --fresh
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=speed
 
 publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS)

@@ -40,7 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         _run(arguments)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError) as error:
         print(f"mixshare: {error}", file=sys.stderr)
         return 1
     return 0

@@ -55,7 +55,7 @@ def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member
     if not 0 <= member < network.members:
         raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
     if len(images) < 2 or not len(fixed):
-        raise InvalidValue(f"importance wants two images or more and a fixed one, not {len(images)} and {len(fixed)}")
+        raise InvalidValue(f"a study wants two images or more and a fixed one, not {len(images)} and {len(fixed)}")
     training = isinstance(model, nn.Module) and model.training
     try:
         if training:  # running statistics are to be used, not changed

@@ -15,8 +15,9 @@ from mixshare.features import resamples
 def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50, replicates: int = 0, seed: int = 0) -> Tensor:
     """Linear CKA between f(x, d) and f(d, x) after each block, for the first two members: do they make the same features of x?
 
-    Debiased and over mini-batches (Nguyen et al. 2021), which are what the bootstrap draws, beside the fixed inputs. images
-    (N, C, H, W), fixed (F, C, H, W) -> (1 + replicates, blocks) float64. Raises ValueError for fewer images than a batch.
+    Debiased and over mini-batches (Nguyen et al. 2021), which are what the bootstrap draws, beside the fixed inputs; so the images
+    want to come in random order. images (N, C, H, W), fixed (F, C, H, W) -> (1 + replicates, blocks) float64, NaN where a block
+    tells no two images apart. Raises ValueError for fewer images than a batch.
     """
     if batch < 4 or parts(model).members < 2:
         raise InvalidValue(f"CKA compares two members over batches of four images or more, not {parts(model).members} over {batch}")
@@ -29,7 +30,8 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
         terms.append(torch.stack([_cka_terms(a, b) for a, b in zip(*sides, strict=True)]))
     weights, counts = (drawn.to(images.device) for drawn in resamples(len(batches), len(fixed), replicates, seed))
     cross, left, right = torch.einsum("rn,rf,nkft->trk", weights, counts, torch.stack(terms))
-    return cross / (left * right).clamp_min(1e-300).sqrt()
+    known = (left > 0) & (right > 0)  # debiased, they are not where a block tells no two images apart
+    return torch.where(known, cross / (left * right).abs().sqrt(), torch.nan)
 
 
 def _whole_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
@@ -59,7 +61,7 @@ def cross_talk(
 
     images (N, C, H, W) go to one member, each of `others` (F, C, H, W) to all the rest. Returns, (1 + replicates, M) float64 each:
     `own`, accuracy of its classifier on its own input; `swapped`, accuracy on that same input of the next member's classifier;
-    `moved`, how much of the variance of its logits comes from the other inputs rather than its own, in [0, 1].
+    `moved`, how much of the variance of its logits comes with the other inputs rather than with its own, in [0, 1].
     """
     network = parts(model)
     weights, counts = (drawn.to(images.device) for drawn in resamples(len(images), len(others), replicates, seed))
@@ -80,16 +82,20 @@ def _heads(network: Parts, maps: Tensor) -> Tensor:
 
 
 def _moved(logits: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """Var over the other inputs, averaged over the images, by that plus Var over the images of the average over the other inputs.
+    """Var over the other inputs, the own image held, by that plus Var over the own image, of answers y_fn = a_f + b_n + e_fn.
 
-    logits (F, N, K), weights (N,), counts (F,). Weighted variances are unbiased (divided by 1 - sum of squared shares), or samples
-    that draw one of the few other inputs twice would all be too small.
+    logits (F, N, K), weights (N,), counts (F,). The variances of a, b and e are estimated without bias, as in a two-way analysis of
+    variance, with weighted squares divided by 1 - sum of squared shares: else a sample that draws one of the few other inputs twice
+    would find less of the others' and more of the own.
     """
     images, others = weights / weights.sum(), counts / counts.sum()
-    average = torch.einsum("f,fnk->nk", others, logits)
-    within = others @ logits.square().sum(dim=2) @ images - images @ average.square().sum(dim=1)
-    between = images @ average.square().sum(dim=1) - (images @ average).square().sum()
-    by_other, by_own = (
-        spread.clamp_min(0) / (1 - share.square().sum()).clamp_min(1e-12) for spread, share in ((within, others), (between, images))
-    )
-    return by_other / (by_other + by_own).clamp_min(1e-300)
+    kept_images, kept_others = ((1 - share.square().sum()).clamp_min(1e-12) for share in (images, others))
+    by_image, by_other = torch.einsum("f,fnk->nk", others, logits), torch.einsum("n,fnk->fk", images, logits)
+    squares = others @ logits.square().sum(dim=2) @ images
+    own = images @ by_image.square().sum(dim=1)
+    grand = (images @ by_image).square().sum()
+    other = others @ by_other.square().sum(dim=1)
+    interaction = (squares - own - other + grand) / (kept_images * kept_others)
+    from_others = ((squares - own) / kept_others).clamp_min(0)
+    from_own = ((own - grand) / kept_images - interaction * (1 - kept_others)).clamp_min(0)
+    return from_others / (from_others + from_own).clamp_min(1e-300)

@@ -4,11 +4,14 @@ Everything is measured as it runs in training, input pipeline included, on noise
 little by themselves, so what is compared is run in turn, A B A B, and told as a ratio with its quartiles.
 """
 
+import multiprocessing
 import os
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import pandas as pd
 import scipy.stats
@@ -21,18 +24,18 @@ from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.plan import plan_epoch
 from mixshare.step import Step
-from mixshare.training import Training, execution
+from mixshare.training import Training, choose_device, execution
 
 Stepper = Callable[[], None]  # does one training step
 WARM_UP = 4  # steps before any is timed; a GPU's graph is captured in the last of them
 SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
-# What a step's time is looked at to grow with: sizes that stay clear of what a step costs at least.
+# Sizes over which the growth of a step's time is looked at.
 GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
-# Where a step's time goes, by the names that the profiler gives to operators; the first that fits counts.
+# Where a step's time goes, by the names of torch's operators; the first that fits counts.
 KINDS = {
-    "convolutions, backward": "convolution_backward|conv_backward|dgrad|wgrad",
+    "convolutions, backward": "convolution_backward|conv_backward",
     "convolutions, forward": "conv",
-    "batch norm": "batch_norm|bn_|norm_",
+    "batch norm": "batch_norm",
     "ReLU": "clamp_min|threshold|relu",
     "optimizer": "sgd",
 }
@@ -79,21 +82,19 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
     model = _MIMOWideResNet(
         config.depth, int(config.width), channels, len(data.class_names), config.members, False, 0.0, style=ResNetStyle.CIFAR
     ).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, config.momentum, nesterov=True, weight_decay=2 * config.l2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, config.momentum, nesterov=config.momentum > 0, weight_decay=2 * config.l2)
     arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
     flip = [v2.RandomHorizontalFlip()] if config.flip else []
     as_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * channels, [0.25] * channels)]
     transform = v2.Compose([v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats])
-    images = [(image, int(label)) for image, label in zip(data.train_images.permute(0, 3, 1, 2), data.train_labels, strict=True)]
     loader = DataLoader(
-        images,
+        _Images(data, transform),
         config.batch_size // config.batch_repetition,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        collate_fn=lambda rows: (torch.stack([transform(image) for image, _ in rows]), torch.tensor([label for _, label in rows])),
     )
 
     def steps() -> Iterator[None]:
@@ -109,6 +110,19 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
                 yield
 
     return _within(config, device, steps())
+
+
+class _Images(torch.utils.data.Dataset):
+    """Train images one by one, as a data loader's workers want them."""
+
+    def __init__(self, data: Data, transform: Callable[[Tensor], Tensor]):
+        self.images, self.labels, self.transform = data.train_images.permute(0, 3, 1, 2), data.train_labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[row]), int(self.labels[row])
 
 
 def _within(config: RunConfig, device: torch.device, steps: Iterator[None]) -> Stepper:
@@ -136,8 +150,8 @@ def _seconds(step: Stepper, steps: int) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(number)
 
 
 def ratio(first: Stepper, second: Stepper, rounds: int, steps: int) -> dict[str, float]:
@@ -175,24 +189,23 @@ def ceiling(device: torch.device, threads: int, precision: str = "float32", repe
     return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * len(x) / copy}
 
 
-def where_time_goes(step: Stepper, steps: int) -> pd.Series:
-    """Share of a step's time by kind of operator, as torch's profiler sees it: on the device where there is one. Sums to 1."""
-    on_gpu = torch.cuda.is_available()
+def where_time_goes(step: Stepper, steps: int, device: torch.device) -> pd.Series:
+    """Share of an uncaptured step's time by kind of operator, as torch's profiler sees it, on its device. Sums to 1."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it calls a missing GPU an error
     for _ in range(WARM_UP):
         step()
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as found:
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], acc_events=True) as found:
         for _ in range(steps):
             step()
         _wait()
-    events = pd.DataFrame(
-        [(event.key.lower(), event.self_device_time_total if on_gpu else event.self_cpu_time_total) for event in found.key_averages()],
-        columns=["name", "time"],
-    )
-    kind = pd.Series("the rest", index=events.index)
+    events = [event for event in found.key_averages() if not on_gpu or event.key.startswith("aten::")]  # else kernels count twice
+    names = pd.Series([event.key.lower() for event in events])
+    times = pd.Series([event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events], dtype=float)
+    kind = pd.Series("the rest", index=names.index)
     for name, pattern in reversed(KINDS.items()):
-        kind[events["name"].str.contains(pattern)] = name
-    return (events.groupby(kind)["time"].sum() / events["time"].sum()).reindex([*KINDS, "the rest"], fill_value=0.0)
+        kind[names.str.contains(pattern)] = name
+    return (times.groupby(kind).sum() / times.sum()).reindex([*KINDS, "the rest"], fill_value=0.0)
 
 
 def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataFrame:
@@ -212,10 +225,22 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     return float(fit.slope), float(fit.stderr)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: at most in use on a GPU since its start; without one, of this whole process, Python and torch included."""
+def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:
+    """Bytes that a run takes at most, read off a process of its own: on a GPU what is in use there, else all of the process, torch too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak, config, steps).result()
+
+
+def _peak(config: RunConfig, steps: int) -> int:
+    device = choose_device(config)
+    step = stepper(config, noise(config.dataset), device)
+    for _ in range(steps):
+        step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage would tell the parent's peak
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
     import resource  # not there on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,6 +1,7 @@
 """One training step, from the draws of the plan to new weights: the loss, the optimizer, the rate, and the step as a CUDA graph."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ class Step:
     """One training step, a pure function of (weights, the epoch's draws, the step's number), captured and replayed where wanted.
 
     All that it reads and writes lies on the device, in the same place for the whole run: draws and losses of an epoch, and the
-    number of the next step. So a GPU goes through an epoch with one launch a step, and nothing comes back before its end.
+    number of the next step. So a GPU replays a step with one launch (and one for the rate), and nothing comes back before an
+    epoch's end. On a GPU each run has a stream of its own, so that several small ones can fill it.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, config: RunConfig):
@@ -26,13 +28,14 @@ class Step:
         self.device = batches.padded.device
         self.number = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.draws: dict[str, Tensor] = {}
-        self.stream = torch.cuda.Stream(self.device) if config.capture and self.device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
 
     def begin(self, plan: Plan, rates: Sequence[float]) -> None:
         """Take up an epoch: its draws go to the device once, its S learning rates are for the S calls to come."""
         self.rates = iter(rates)
+        self._main_waits()
         if not self.draws:
             self.draws = {name: torch.empty_like(value, device=self.device) for name, value in plan.tensors().items()}
             self.losses, self.place = torch.zeros(len(rates), device=self.device), torch.arange(len(rates), device=self.device)
@@ -40,7 +43,7 @@ class Step:
             self.draws[name].copy_(value)
         self.number.zero_()
         if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream())
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def __call__(self) -> None:
         """Train on the epoch's next draws; its loss is kept in `losses`."""
@@ -51,13 +54,17 @@ class Step:
             return
         with torch.cuda.stream(self.stream):
             self._set_rate(rate)
-            self._replay()
+            self._replay() if self.config.capture else self._step()
 
     def end(self) -> Tensor:
-        """The epoch's losses (S,), once all of its steps are done."""
+        """The epoch's losses (S,), on the processor, once all of its steps are done."""
+        self._main_waits()
+        return self.losses.to("cpu", copy=True)
+
+    def _main_waits(self) -> None:
+        """What the main stream does from now on, it does after the steps so far."""
         if self.stream:
-            torch.cuda.current_stream().wait_stream(self.stream)
-        return self.losses.cpu()
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -98,6 +105,14 @@ def member_losses(model: nn.Module, batches: Batches, config: RunConfig, draws: 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict`, but the learning rate stays the number or the tensor that it was, where a captured graph reads it."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:

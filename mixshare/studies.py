@@ -17,6 +17,7 @@ from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
 
 FIXED = 8  # images at which the other inputs are held: the first of the test set
+CKA_BATCH = 50  # images in a mini-batch; of few images, half
 ALIGNMENTS = ("identical", "colinear", "half", "flipped", "independent")
 
 
@@ -88,7 +89,7 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
     """Do the first two members share features? A row a block: the scores, each with its bootstrap interval, the null, the verdict."""
     fixed = images[:FIXED]
     drawn = [features.bootstrap_importance(run.model, images, fixed, member, replicates) for member in (0, 1)]
-    alike = similarity.cka(run.model, images, fixed, replicates=replicates)
+    alike = similarity.cka(run.model, images, fixed, batch=min(CKA_BATCH, len(images) // 2), replicates=replicates)
     rows = []
     for block, (a, b) in enumerate(zip(*drawn, strict=True)):
         null = features.chance(a[0], b[0])

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +164,11 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     from mixshare import training
 
     at_once = training.runs_at_once() if at_once is None else at_once
-    missing = [target.config for target in targets if target.config and runs.problem(target.config, target.output.parent)]
-    for start in range(0, len(missing) if at_once else 0, max(1, at_once)):
+    missing = [replace(t.config, capture=True) for t in targets if t.config and runs.problem(t.config, t.output.parent)]
+    for start in range(0, len(missing), at_once) if at_once > 0 else ():
         try:
             training.train_together(missing[start : start + at_once])
-        except (ValueError, OSError, ArithmeticError) as error:
+        except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # whatever it is, the jobs are still to come
             print(f"mixshare: {error}", file=sys.stderr, flush=True)
 
 
@@ -176,8 +176,9 @@ def _delete(target: Target) -> None:
     if target.config:
         with runs.only_writer(target.config):  # not under the feet of a process that trains there
             shutil.rmtree(target.output.parent)
-    else:
-        shutil.rmtree(target.output.parent)
+    else:  # other chapters lie beside it
+        for path in (target.output, *target.writes):
+            path.unlink(missing_ok=True)
 
 
 def _move_foreign_run_aside(target: Target) -> None:

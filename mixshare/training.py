@@ -25,10 +25,11 @@ from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
-from mixshare.step import Step, learning_rate, make_optimizer
+from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
+OUT_OF_MEMORY = "the GPU has no memory left for this run; possible are fewer runs at once, a smaller batch_size, or device='cpu'"
 RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may take
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
@@ -44,10 +45,13 @@ def train(config: RunConfig) -> runs.Run:
 def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
     """`train` several runs side by side, their steps in turn: each comes out as it does alone.
 
-    For small networks on one GPU, where each run's steps go to a stream of its own. All run on the first one's device and threads.
-    Where one can't go on, the others do, and what stopped the first is raised at the end.
+    For small networks on one GPU, where each run's steps go to a stream of its own. Where one can't go on, the others do, and what
+    stopped the first is raised at the end. Raises ValueError where the runs differ in device, threads or determinism.
     """
-    waiting = [config for config in dict.fromkeys(configs) if _finished(config) is None]
+    by_folder = {runs.run_folder(config): config for config in configs if _finished(config) is None}
+    waiting = [by_folder[folder] for folder in sorted(by_folder)]  # everybody takes locks in this order, so nobody waits in a circle
+    if len({(config.device, config.threads, config.deterministic) for config in waiting}) > 1:
+        raise InvalidValue("runs that differ in device, threads or deterministic can't train together; possible is one by one")
     if waiting:
         data = {name: load_data(name) for name in {config.dataset for config in waiting}}
         device = choose_device(waiting[0])  # what can't be done is found before a folder is made
@@ -80,7 +84,9 @@ def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:
                     going.remove(piece)
                 except (ValueError, OSError, ArithmeticError) as error:
                     going.remove(piece)
-                    errors.append(error)
+                    if not going and not errors:
+                        raise
+                    errors.append(error.with_traceback(None))  # which would keep a network on the device
     if errors:
         raise errors[0]
 
@@ -94,9 +100,12 @@ def _trained(config: RunConfig, data: Data, device: torch.device) -> Generator[N
             return
         if reason := runs.foreign(config, folder):  # somebody's result: it is not overwritten
             raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
-        training = Training(config, data, device)
-        yield from training.run(folder / "checkpoint.pt")
-        logits, labels = test_logits(training.model, data), data.test_labels
+        try:
+            training = Training(config, data, device)
+            yield from training.run(folder / "checkpoint.pt")
+            logits, labels = test_logits(training.model, data), data.test_labels
+        except torch.OutOfMemoryError:
+            raise FileProblem(OUT_OF_MEMORY) from None
         metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
         runs.save(config, training.model, training.history, logits, labels, metrics)
 
@@ -122,12 +131,13 @@ class Training:
         if path.exists():
             self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
-        started = saved = time.monotonic()
-        before = self.seconds
+        since = saved = time.monotonic()
         with _progress(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
-                yield from self.epoch(step)
-                self.seconds = before + time.monotonic() - started
+                for _ in self.epoch(step):
+                    self.seconds += time.monotonic() - since  # of this run alone, not of those that train beside it
+                    yield
+                    since = time.monotonic()
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
@@ -186,7 +196,7 @@ class Training:
         state = checkpoint.load(path, self.device, config_digest=self.config.digest, data_digest=self.data.digest)
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.history, self.seconds = list(state["history"]), float(state["seconds"])
             self.earlier_environments = [e for e in state["environments"] if e != self.environment]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -205,10 +205,23 @@ class TestCka:
             direct = similarity.cka(model, drawn, fixed[torch.arange(3).repeat_interleave(held[r])], batch=10)[0]
             torch.testing.assert_close(found[r], direct, rtol=1e-9, atol=1e-12)
 
+    def test_is_not_known_where_a_block_tells_no_two_images_apart(self):
+        silent = planted(torch.zeros(4, 3), images(4, 3), blocks=[torch.clone])
+        assert similarity.cka(silent, images(20, 3, 2, 2), images(1, 3, 2, 2), batch=10).isnan().all()
+
     def test_of_too_few_images_is_refused_in_a_line(self, in_a_line):
         with pytest.raises(ValueError) as caught:
             similarity.cka(network(), images(49, 3, 8, 8), images(1, 3, 8, 8))
         assert "50" in in_a_line(caught.value) and "49" in str(caught.value)
+
+
+def anova(table):
+    """Variance components of rows, columns and their interaction in a two-way table (F, N), from its mean squares."""
+    f, n = table.shape
+    rows, columns = table.mean(axis=1), table.mean(axis=0)
+    left = table - rows[:, None] - columns + table.mean()
+    interaction = (left**2).sum() / ((f - 1) * (n - 1))
+    return rows.var(ddof=1) - interaction / n, columns.var(ddof=1) - interaction / f, interaction
 
 
 class TestCrossTalk:
@@ -236,9 +249,9 @@ class TestCrossTalk:
             own, right = logits[:, :, i], logits.argmax(axis=3) == labels.numpy()[None, :, None]
             accuracies = [right[:, :, i].mean(), right[:, :, (i + 1) % members].mean()]
             assert [found["own"][0, i].item(), found["swapped"][0, i].item()] == pytest.approx(accuracies, rel=1e-12)
-            by_other = sum(own[:, n, c].var(ddof=1) for n in range(7) for c in range(5)) / 7
-            by_own = sum(own[:, :, c].mean(axis=0).var(ddof=1) for c in range(5))
-            assert found["moved"][0, i].item() == pytest.approx(by_other / (by_other + by_own), rel=1e-9)
+            parts = np.array([anova(own[:, :, c]) for c in range(5)]).sum(axis=0)
+            wanted = (parts[0] + parts[2]) / parts.sum()
+            assert found["moved"][0, i].item() == pytest.approx(wanted, rel=1e-9)
 
     def test_of_bootstrap_samples_is_that_of_the_images_and_other_inputs_drawn(self):
         model, pictures, others, labels = network(), images(9, 3, 8, 8), images(4, 3, 8, 8, seed=2), torch.arange(9) % 5
@@ -250,12 +263,16 @@ class TestCrossTalk:
             for name in ("own", "swapped"):
                 torch.testing.assert_close(found[name][r], direct[name][0], rtol=1e-9, atol=1e-12)
 
-    def test_has_a_variance_from_few_other_inputs_that_is_on_average_that_from_many(self):
-        """Drawing four inputs with repetition would else lose a quarter of it, and the interval would miss the estimate."""
-        mixer = images(6, 3)
-        found = similarity.cross_talk(planted(mixer, mixer), images(40, 3, 1, 1), torch.zeros(40).long(), images(4, 3, 1, 1, seed=2), 400)
-        spread = found["moved"] / (1 - found["moved"])  # variance from the others by that from the own image
-        assert spread[1:, 0].mean().item() == pytest.approx(spread[0, 0].item(), rel=0.1)
+    @pytest.mark.parametrize("interaction", [0.0, 1.0, 3.0])
+    def test_has_bootstrap_samples_around_its_estimate_however_few_the_other_inputs(self, interaction):
+        """Six other inputs drawn with repetition are fewer; uncorrected, each sample would lean to the own image."""
+        random = torch.Generator().manual_seed(0)
+        others, own, both = (torch.randn(*size, 4, generator=random, dtype=torch.float64) for size in ((6, 1), (80, 1), (6, 80, 1)))
+        logits = others.unsqueeze(1)[:, :, 0] + own.movedim(0, 1) + interaction * both[:, :, 0]
+        weights, counts = features.resamples(80, 6, 600)
+        found = torch.stack([similarity._moved(logits, w, v) for w, v in zip(weights, counts, strict=True)])
+        low, high = found[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        assert low < found[0] < high and abs(found[1:].mean() - found[0]) < 0.3 * found[1:].std()
 
 
 class TestAPlantedNetwork:

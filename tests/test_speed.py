@@ -69,7 +69,7 @@ def test_the_ceiling_is_operations_and_bytes_by_the_best_time(monkeypatch):
 
 
 def test_the_shares_of_time_are_of_every_kind_and_sum_to_one():
-    shares = speed.where_time_goes(speed.stepper(RunConfig.preset("smoke", "mixshare"), speed.noise("digits-few"), CPU), 2)
+    shares = speed.where_time_goes(speed.stepper(RunConfig.preset("smoke", "mixshare"), speed.noise("digits-few"), CPU), 2, CPU)
     assert list(shares.index) == [*speed.KINDS, "the rest"] and shares.sum() == pytest.approx(1) and (shares > 0).all()
 
 
@@ -115,10 +115,10 @@ def test_growth_is_of_the_size_that_is_named(monkeypatch):
         assert [shape[0] if what == "side" else getattr(config, what) for config, shape in seen] == list(sizes)
 
 
-def test_peak_memory_counts_what_is_held(monkeypatch):
-    before = speed.peak_memory(CPU)
-    held = torch.ones(before // 4 + 2**26)  # as much again as the process has ever held, and more
-    assert speed.peak_memory(CPU) > before + 2**27 and len(held)
+def test_peak_memory_is_of_the_run_alone_and_grows_with_its_batch():
+    held = torch.ones(2**28)  # a gigabyte of this process, which is not the run's
+    small, large = (speed.peak_memory(RunConfig.preset("digits", "mixshare", batch_size=size), steps=1) for size in (64, 1024))
+    assert 10**8 < small < large - 10**7 and small < held.nbytes
 
 
 def test_figures_of_speed_show_every_kind_and_every_size():

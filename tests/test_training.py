@@ -15,7 +15,7 @@ from mixshare.batch import Batches
 from mixshare.config import METHODS
 from mixshare.data import load_data
 from mixshare.plan import plan_epoch
-from mixshare.step import Step, learning_rate, make_optimizer, member_losses
+from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer, member_losses
 
 pytestmark = pytest.mark.usefixtures("outputs")
 CPU = torch.device("cpu")
@@ -210,7 +210,22 @@ def test_a_step_goes_from_one_epochs_draws_to_the_nexts_in_the_same_memory(digit
         before = places
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5)], ids=["a number", "a tensor"])
+def test_a_loaded_optimizer_reads_its_rate_where_it_did_before(rate):
+    """A captured graph reads it there; a checkpoint may come from a device where it is the other."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, other = (torch.optim.SGD([weight], lr=lr, momentum=0.9) for lr in (rate, 0.1))
+    weight.grad = torch.ones(3)
+    other.step()
+    load_optimizer(optimizer, other.state_dict())
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], other.state[weight]["momentum_buffer"])
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
 def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
     losses = []
     for capture in (False, True):
@@ -220,6 +235,42 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
         with training.execution(config, torch.device("cuda")):
             losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 12 + [0.05] * 8))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+
+
+@needs_gpu
+def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(outputs, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    chosen = dict(device="cuda", epochs=3)
+    plain = [mixshare.train(RunConfig.preset("smoke", method, 1, **chosen)) for method in ("mixshare", "single")]
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(outputs / "captured"))
+    configs = [RunConfig.preset("smoke", method, 1, capture=True, **chosen) for method in ("mixshare", "single")]
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(
+            training.Training,
+            "epoch",
+            lambda self, step, epoch=training.Training.epoch: len(self.history) > 1 and 1 / 0 or epoch(self, step),
+        )
+        mixshare.train_together(configs)
+    for run, alone in zip(mixshare.train_together(configs), plain, strict=True):
+        np.testing.assert_allclose(run.history["loss"], alone.history["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", [dict(threads=2), dict(deterministic=False), dict(device="cpu")], ids=str)
+def test_runs_that_are_executed_otherwise_do_not_train_together(how, outputs, in_a_line):
+    configs = [RunConfig.preset("smoke", "mixshare", 1), RunConfig.preset("smoke", "mixshare", 2, **how)]
+    with pytest.raises(ValueError) as caught:
+        mixshare.train_together(configs)
+    assert next(iter(how)) in in_a_line(caught.value) and not any(outputs.rglob("*"))
+
+
+def test_a_gpu_without_memory_is_one_line(monkeypatch, in_a_line):
+    def full(*anything):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
+
+    monkeypatch.setattr(training, "Step", full)
+    with pytest.raises(OSError) as caught:
+        mixshare.train(RunConfig.preset("smoke", "mixshare"))
+    assert "batch_size" in in_a_line(caught.value)
 
 
 TOGETHER = [("mixshare", 1, {}), ("single", 1, {}), ("cut_mixmo", 2, dict(epochs=3)), ("mixshare", 2, {})]
