@@ -62,9 +62,10 @@ def _files(profile: str, made: Sequence[Target]) -> list[Path]:
             _refuse_uncommitted(runs.Run(target.config, target.output.parent))
             names = runs.RUN_FILES if target.chapter else [name for name in runs.RUN_FILES if name != "weights.safetensors"]
             found += [target.output.parent / name for name in names]
-    if sum(path.stat().st_size for path in found) > MOST_BYTES:  # then the large files of the first seed alone
-        first = min(target.config.seed for target in made if target.config)
-        found = [path for path in found if path.name not in runs.LARGE_FILES or path.parent.name == f"seed-{first}"]
+    first = min((target.config.seed for target in made if target.config), default=0)
+    for name in runs.LARGE_FILES:  # where it is too much, those of the first seed alone
+        if sum(path.stat().st_size for path in found) > MOST_BYTES:
+            found = [path for path in found if path.name != name or path.parent.name == f"seed-{first}"]
     return list(dict.fromkeys(found))
 
 
