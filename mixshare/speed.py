@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare.config import RunConfig
 from mixshare.data import Data
+from mixshare.execution import choose_device, execution
 from mixshare.plan import plan_epoch
 from mixshare.step import Step
-from mixshare.training import Training, choose_device, execution
+from mixshare.training import Training
 
 Stepper = Callable[[], None]  # does one training step
 WARM_UP = 4  # steps before any is timed; a GPU's graph is captured in the last of them

@@ -161,9 +161,9 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     A small network can't fill a GPU. The jobs of the batch then find their runs trained; a run that failed here fails there again,
     with its reason in its own chapter.
     """
-    from mixshare import training
+    from mixshare import execution, training
 
-    at_once = training.runs_at_once() if at_once is None else at_once
+    at_once = execution.runs_at_once() if at_once is None else at_once
     missing = [replace(t.config, capture=True) for t in targets if t.config and runs.problem(t.config, t.output.parent)]
     for start in range(0, len(missing), at_once) if at_once > 0 else ():
         try:

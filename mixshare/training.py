@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
+from mixshare.execution import choose_device, execution
 from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
@@ -30,7 +31,6 @@ from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
 OUT_OF_MEMORY = "the GPU has no memory left for this run; possible are fewer runs at once, a smaller batch_size, or device='cpu'"
-RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may take
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
 
@@ -61,13 +61,6 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
             there = {name: loaded.to(device) for name, loaded in data.items()}
             _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
     return [runs.Run(config, runs.run_folder(config)) for config in configs]
-
-
-def runs_at_once() -> int:
-    """How many runs this machine's GPU has room for, at most 4; 0 without one, where a process for each run is faster."""
-    if not torch.cuda.is_available():
-        return 0
-    return int(min(4, max(1, torch.cuda.mem_get_info()[0] // RUN_BYTES)))
 
 
 def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:
@@ -229,49 +222,6 @@ def test_logits(model: nn.Module, data: Data) -> Tensor:
         inputs = normalise.inputs(images).expand(model.members, -1, -1, -1, -1)
         parts.append(model(inputs).half())
     return torch.cat(parts, dim=1)
-
-
-def choose_device(config: RunConfig) -> torch.device:
-    """The device that a run's `device` names; raises ValueError where this machine does not have it."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= there:
-        raise InvalidValue(
-            f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'"
-        )
-    return device
-
-
-@contextmanager
-def execution(config: RunConfig, device: torch.device):
-    """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
-    cudnn = torch.backends.cudnn
-    uninitialised = torch.utils.deterministic
-    before = (
-        uninitialised.fill_uninitialized_memory,
-        torch.get_num_threads(),
-        torch.get_deterministic_debug_mode(),
-        torch.get_float32_matmul_precision(),
-        cudnn.allow_tf32,
-        cudnn.benchmark,
-    )
-    try:
-        uninitialised.fill_uninitialized_memory = False  # nothing is read before it is written, and filling costs time
-        torch.set_num_threads(config.threads)
-        torch.use_deterministic_algorithms(config.deterministic)
-        torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
-        yield
-    finally:
-        uninitialised.fill_uninitialized_memory = before[0]
-        torch.set_num_threads(before[1])
-        torch.set_deterministic_debug_mode(before[2])
-        torch.set_float32_matmul_precision(before[3])
-        cudnn.allow_tf32, cudnn.benchmark = before[4:]
 
 
 def _finished(config: RunConfig) -> runs.Run | None:

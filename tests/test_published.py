@@ -141,6 +141,13 @@ def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monke
         publish.write_readme_tables()
 
 
+def as_committed(folder):
+    """Make a run look like one of committed code, with its chapter."""
+    path = folder / "metrics.json"
+    path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
+    (folder / "01_training.ipynb").write_text("{}")
+
+
 class TestPublishing:
     @pytest.fixture
     def ready(self, finished, outputs, tmp_path, monkeypatch):
@@ -148,11 +155,7 @@ class TestPublishing:
         source = finished("single", 1)
         folder = runs.run_folder(source.config)
         shutil.copytree(source.folder, folder)
-        path = folder / "metrics.json"
-        path.write_text(
-            path.read_text().replace('"git_clean": false', '"git_clean": true').replace('"git_clean": null', '"git_clean": true')
-        )
-        (folder / "01_training.ipynb").write_text("{}")
+        as_committed(folder)
         table = outputs / "smoke" / "studies" / "results.csv"
         table.parent.mkdir()
         table.write_text("method,n\nsingle,1\n")
@@ -200,11 +203,7 @@ class TestPublishing:
         second = finished("single", 2)
         folder = runs.run_folder(second.config)
         shutil.copytree(second.folder, folder)
-        path = folder / "metrics.json"
-        path.write_text(
-            path.read_text().replace('"git_clean": false', '"git_clean": true').replace('"git_clean": null', '"git_clean": true')
-        )
-        (folder / "01_training.ipynb").write_text("{}")
+        as_committed(folder)
         batch = [targets.training(run.config) for run in (finished("single", 1), second)]
         monkeypatch.setattr(publish, "batch", lambda *selection: batch)
         logits = (folder / "test_logits.npz").stat().st_size

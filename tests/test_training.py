@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mixshare
-from mixshare import RunConfig, files, runs, training
+from mixshare import RunConfig, execution, files, runs, training
 from mixshare.batch import Batches
 from mixshare.config import METHODS
 from mixshare.data import load_data
@@ -232,7 +232,7 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
         config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
         data = digits.to(torch.device("cuda"))
         model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
-        with training.execution(config, torch.device("cuda")):
+        with execution.execution(config, torch.device("cuda")):
             losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 12 + [0.05] * 8))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 

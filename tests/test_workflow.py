@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mixshare
-from mixshare import chapters, runs, targets, training
+from mixshare import chapters, execution, runs, targets, training
 from mixshare.files import project_root
 
 SNAKEMAKE = [
@@ -267,7 +267,7 @@ class TestTogether:
     def test_as_many_go_together_as_the_gpu_has_room_for_and_none_without_one(self, free, runs_at_once, outputs, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: free is not None)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
-        assert training.runs_at_once() == runs_at_once
+        assert execution.runs_at_once() == runs_at_once
         groups = []
         monkeypatch.setattr(training, "train_together", groups.append)
         targets.train_together(self.batch())

@@ -1,0 +1,62 @@
+"""Where and how a run is executed: the device, threads, determinism, and how many runs a GPU has room for."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mixshare.config import RunConfig
+from mixshare.errors import InvalidValue
+
+RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may take
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device that a run's `device` names; raises ValueError where this machine does not have it."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise InvalidValue(
+            f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'"
+        )
+    return device
+
+
+@contextmanager
+def execution(config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
+    cudnn = torch.backends.cudnn
+    uninitialised = torch.utils.deterministic
+    before = (
+        uninitialised.fill_uninitialized_memory,
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        torch.get_float32_matmul_precision(),
+        cudnn.allow_tf32,
+        cudnn.benchmark,
+    )
+    try:
+        uninitialised.fill_uninitialized_memory = False  # nothing is read before it is written, and filling costs time
+        torch.set_num_threads(config.threads)
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
+        yield
+    finally:
+        uninitialised.fill_uninitialized_memory = before[0]
+        torch.set_num_threads(before[1])
+        torch.set_deterministic_debug_mode(before[2])
+        torch.set_float32_matmul_precision(before[3])
+        cudnn.allow_tf32, cudnn.benchmark = before[4:]
+
+
+def runs_at_once() -> int:
+    """How many runs this machine's GPU has room for, at most 4; 0 without one, where a process for each run is faster."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(min(4, max(1, torch.cuda.mem_get_info()[0] // RUN_BYTES)))
