@@ -28,7 +28,7 @@ from mixshare.step import Step
 from mixshare.training import Training
 
 Stepper = Callable[[], None]  # does one training step
-WARM_UP = 4  # steps before any is timed; a GPU's graph is captured in the last of them
+WARM_UP = 4 if torch.cuda.is_available() else 1  # steps before any is timed; a GPU's graph is captured in the last of them
 SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
 # Sizes over which the growth of a step's time is looked at.
 GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}

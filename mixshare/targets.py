@@ -86,7 +86,7 @@ def speed(profile: str) -> list[Target]:
     """The chapter on speed, alone: a time is worth little where others are at work."""
     check_member("profile", profile, PROFILES)
     place = outputs_folder() / profile
-    parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3}
+    parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3, "threads": 0}
     writes = (place / "studies" / "speed.json", *(place / "figures" / f"speed_{name}.png" for name in ("spent", "growth")))
     return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes)]
 
