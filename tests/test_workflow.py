@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,27 @@ def test_the_snakefile_by_itself_refuses_a_wrong_batch_in_a_line_too(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", targets.BATCHES)
+def test_every_batch_is_a_plan_for_snakemake_of_its_targets(name, tmp_path):
+    snakefile, env = str(project_root() / "workflow" / "Snakefile"), os.environ | {"MIXSHARE_OUTPUTS": str(tmp_path)}
+    command = [
+        *SNAKEMAKE,
+        "--dry-run",
+        "--snakefile",
+        snakefile,
+        "--directory",
+        str(tmp_path),
+        "--config",
+        "profile=smoke",
+        f"batch={name}",
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        rf"^total +{len(targets.batch(name, 'smoke')) + 1}$", done.stdout + done.stderr, re.M
+    )  # and the rule that wants them all
+
+
 class TestPreparing:
     @pytest.fixture
     def target(self, copied):
@@ -195,7 +217,11 @@ def test_the_default_batch_is_four_methods_three_seeds_the_features_and_the_tabl
     batch_of = targets.results("digits")
     trained = [target.config for target in batch_of if target.config]
     assert [target.chapter for target in batch_of] == ["01_training"] * 12 + ["03_subnetwork_features", "05_results"]
-    assert {config.name for config in trained} == {"single", "mimo", "cut_mixmo", "mixshare"} and {config.seed for config in trained} == {1, 2, 3}
+    assert {config.name for config in trained} == {"single", "mimo", "cut_mixmo", "mixshare"} and {config.seed for config in trained} == {
+        1,
+        2,
+        3,
+    }
     assert batch_of[0].output == runs.run_folder(mixshare.RunConfig.preset("digits", "single", 1)) / "01_training.ipynb"
 
 
