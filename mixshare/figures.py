@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from mixshare.files import write
@@ -284,4 +284,7 @@ def growths(table: pd.DataFrame, exponents: dict[str, float]) -> Figure:
             panel.set_xticks(found["size"], found["size"].astype(str))
             panel.set(xlabel=what.replace("_", " ") + (", pixels" if what == "side" else ""), title=f"power {power:.2f}")
         axes[0, 0].set_ylabel("ms a step")
+        axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].yaxis.set_minor_formatter("")
     return figure
