@@ -128,6 +128,7 @@ class _Images(torch.utils.data.Dataset):
 
 def _within(config: RunConfig, device: torch.device, steps: Iterator[None]) -> Stepper:
     def step() -> None:
+        """One step, with the threads and the determinism of the run."""
         with execution(config, device):
             next(steps)
 
