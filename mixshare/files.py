@@ -65,9 +65,14 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def json_text(value: Any) -> str:
+    """`value` as readable JSON; raises ValueError or TypeError for what JSON can't hold, such as NaN."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -88,6 +93,11 @@ def need_room(folder: Path, size: int) -> None:
         raise FileProblem(
             f"{shown(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; make room or set MIXSHARE_OUTPUTS"
         )
+
+
+def sha256(content: bytes) -> str:
+    """The digest that `sha256sum` prints."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def digest_of(*parts: bytes) -> str:

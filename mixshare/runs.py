@@ -1,12 +1,13 @@
 """A run on disk: where it lies, whether it is done, loading, and what made it.
 
-A run's folder holds config.json, history.csv, weights.safetensors, test_logits.npz, and metrics.json, which is written last:
-a run is done when it is whole and of the same configuration. checkpoint.pt lies there while the run is unfinished.
+A run's folder holds config.json, history.csv, weights.safetensors, test_logits.npz, SHA256SUMS over all of them, and metrics.json,
+which is written last: a run is done when it is whole and of the same configuration. checkpoint.pt lies there while the run is
+unfinished, .lease while a process trains it.
 """
 
-import json
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +23,12 @@ from safetensors.torch import save as safetensors
 
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
-from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write, write_json, write_text
+from mixshare.files import json_text, outputs_folder, project_root, published_folder, read_json, sha256, shown, write, write_json, write_text
 from mixshare.model import MimoWideResNet
 
-RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", "metrics.json")
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", SUMS, "metrics.json")
+LEASE_SECONDS = 60.0  # without a heartbeat, after which a writer on another host counts as dead; on this host a dead one is known at once
 LARGE_FILES = ("test_logits.npz", "weights.safetensors")  # published for every seed only where they are small, the latter rather
 
 
@@ -121,6 +124,8 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{shown(folder)} has no {', '.join(missing)}"
+    if changed := _changed(folder):
+        return f"{shown(folder / changed)} is damaged: it is not what {SUMS} says; delete it, and the run makes it again"
     try:
         digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
         whole = digest == fields_digest(read_json(folder / "config.json"))
@@ -129,6 +134,16 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     except (KeyError, TypeError, AttributeError):
         whole = False
     return None if whole else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
+
+
+def _changed(folder: Path) -> str | None:
+    """The first file of a run whose digest is not, or not rightly, in its SHA256SUMS."""
+    try:
+        sums = dict(line.split("  ")[::-1] for line in (folder / SUMS).read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return SUMS
+    there = (name for name in RUN_FILES if name != SUMS and (folder / name).is_file())
+    return next((name for name in there if sums.get(name) != sha256((folder / name).read_bytes())), None)
 
 
 def foreign(config: RunConfig, folder: Path) -> str | None:
@@ -164,28 +179,35 @@ def load(config: RunConfig) -> Run:
 
 
 @contextmanager
-def only_writer(config: RunConfig):
+def only_writer(config: RunConfig) -> Iterator[Callable[[], None]]:
     """Hold the run's folder: two processes never train the same run; the second waits here and then finds it done.
 
-    The lock is the operating system's, so that of a dead process holds nobody up. Raises OSError where the folder can't be written.
+    Yields a function to be called before each write, which raises OSError where the hold was lost: to another host's process, if
+    this one gave no heartbeat for LEASE_SECONDS (asleep, say). Raises OSError where the folder can't be written.
     """
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
+        lease = filelock.SoftFileLease(folder / ".lease", lease_duration=LEASE_SECONDS, poll_interval=0.05)
         try:
-            lock.acquire(timeout=0)
+            lease.acquire(timeout=0.5)  # that of a dead process is taken in this time
         except filelock.Timeout:
             print(f"waiting for the process that trains {shown(folder)} …", flush=True)
-            lock.acquire()
+            lease.acquire()
     except OSError as error:
         raise FileProblem(f"can't write {shown(folder)}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
+
+    def hold() -> None:
+        """Raises OSError unless the lease is still this process's."""
+        if not lease.is_lock_held_by_us:
+            raise FileProblem(f"{shown(folder)} was taken over by another process, or removed; this one stops, and nothing is lost")
+
     try:
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
-        yield folder
+            left.unlink(missing_ok=True)
+        yield hold
     finally:
-        lock.release()
+        lease.release()
 
 
 def save(
@@ -193,15 +215,23 @@ def save(
 ) -> Run:
     """Write a finished run, metrics.json last, and drop its checkpoint."""
     folder = run_folder(config)
-    json.dumps(metrics, allow_nan=False)  # nothing is written of what could not be written whole
+    figures = json_text(metrics)  # first: nothing is written of what could not be written whole
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
     write_json(folder / "config.json", config.to_dict())
     write_history(folder, history)
     write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)))
     write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels))
-    write_json(folder / "metrics.json", metrics)
+    write_sums(folder, {"metrics.json": figures.encode()})
+    write_text(folder / "metrics.json", figures)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(config, folder)
+
+
+def write_sums(folder: Path, coming: dict[str, bytes] | None = None) -> None:
+    """Write SHA256SUMS over a run's files as they lie there, those still `coming` by their content."""
+    names = [name for name in RUN_FILES if name != SUMS and ((folder / name).is_file() or name in (coming or {}))]
+    contents = ((coming or {}).get(name) or (folder / name).read_bytes() for name in names)
+    write_text(folder / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in zip(names, contents)))
 
 
 def write_history(folder: Path, history: list[dict]) -> None:

@@ -7,7 +7,7 @@ weights, momentum and the number of epochs done, and no generator's state.
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
+QUICK_WRITE = 0.25  # seconds; the wait grows with a slower one, so that writing takes a twentieth of the time at most
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
 OUT_OF_MEMORY = "the GPU has no memory left for this run; possible are fewer runs at once, a smaller batch_size, or device='cpu'"
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
@@ -88,18 +89,19 @@ def _trained(config: RunConfig, data: Data, device: torch.device) -> Generator[N
     """Train a run from where it stands to its saved result, pausing after every step."""
     folder = runs.run_folder(config)
     need_room(folder, NEEDED_BYTES)
-    with runs.only_writer(config):
+    with runs.only_writer(config) as hold:
         if _finished(config):
             return
         if reason := runs.foreign(config, folder):  # somebody's result: it is not overwritten
             raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
         try:
             training = Training(config, data, device)
-            yield from training.run(folder / "checkpoint.pt")
+            yield from training.run(folder / "checkpoint.pt", hold)
             logits, labels = test_logits(training.model, data), data.test_labels
         except torch.OutOfMemoryError:
             raise FileProblem(OUT_OF_MEMORY) from None
         metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
+        hold()
         runs.save(config, training.model, training.history, logits, labels, metrics)
 
 
@@ -118,13 +120,14 @@ class Training:
         self.environment = runs.environment(config, device)
         self.earlier_environments: list[dict[str, Any]] = []
 
-    def run(self, path: Path) -> Iterator[None]:
-        """Train the epochs that are left, keeping a checkpoint at `path`; pauses after every step."""
+    def run(self, path: Path, hold: Callable[[], None]) -> Iterator[None]:
+        """Train the epochs that are left, keeping a checkpoint at `path` while `hold` allows it; pauses after every step."""
         need_room(path.parent, 16 * sum(p.numel() for p in self.model.parameters()) + NEEDED_BYTES)
         if path.exists():
             self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
-        since = saved = time.monotonic()
+        since = time.monotonic()
+        due = since + CHECKPOINT_SECONDS
         with _progress(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
                 for _ in self.epoch(step):
@@ -133,10 +136,11 @@ class Training:
                     since = time.monotonic()
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
-                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                if (begun := time.monotonic()) >= due:
+                    hold()
                     write(path, self.save)
                     runs.write_history(path.parent, self.history)  # for a person who watches; resuming reads the checkpoint
-                    saved = time.monotonic()
+                    due = (done := time.monotonic()) + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
 
     def epoch(self, step: Step) -> Iterator[None]:
         """Train one epoch, pausing after every step; its plan goes to the device once, its losses come back once."""

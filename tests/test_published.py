@@ -146,6 +146,7 @@ def as_committed(folder):
     """Make a run look like one of committed code, with its chapter."""
     path = folder / "metrics.json"
     path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
+    runs.write_sums(folder)
     (folder / "01_training.ipynb").write_text("{}")
 
 
@@ -208,7 +209,7 @@ class TestPublishing:
         batch = [targets.training(run.config) for run in (finished("single", 1), second)]
         monkeypatch.setattr(publish, "batch", lambda *selection: batch)
         logits = (folder / "test_logits.npz").stat().st_size
-        size = sum(path.stat().st_size for target in batch for path in target.output.parent.iterdir() if path.name != ".lock")
+        size = sum(path.stat().st_size for target in batch for path in target.output.parent.iterdir() if path.name != ".lease")
         for most, kept in ((size, 2 * len(runs.LARGE_FILES)), (size - logits, 3), (size - logits - 1, 2)):
             monkeypatch.setattr(publish, "MOST_BYTES", most)
             publish.publish("smoke")

@@ -135,6 +135,27 @@ def test_a_checkpoint_is_written_at_the_end_of_an_epoch_where_the_last_one_is_ol
     assert moved.count("checkpoint.pt") == written
 
 
+@pytest.mark.parametrize("took, written", [(0.1, 6), (0.6, 3), (50, 1)], ids=["quick", "slow", "endless"])
+def test_the_slower_a_checkpoint_is_written_the_rarer_it_is(took, written, monkeypatch):
+    now, moved = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    epoch, write = training.Training.epoch, training.write
+
+    def ten_seconds(self, step):
+        yield from epoch(self, step)
+        now[0] += 10
+
+    def slow_write(path, writer):
+        write(path, writer)
+        now[0] += took
+        moved.append(path.name)
+
+    monkeypatch.setattr(training.Training, "epoch", ten_seconds)
+    monkeypatch.setattr(training, "write", slow_write)
+    mixshare.train(RunConfig.preset("smoke", "single", epochs=6))
+    assert len(moved) == written
+
+
 def test_wall_time_is_counted_over_all_sittings(config, every_epoch, monkeypatch):
     clock = itertools.count(0, 1000)
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
