@@ -1,9 +1,12 @@
 # Needs make and a Python from 3.11 on; everything else is installed into .venv.
 PYTHON  ?= python3
 PROFILE ?= digits
-CORES   ?= all
+# Where the batch runs: a folder of workflow/profiles, local or slurm.
+WORKFLOW ?= local
 BIN     := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --rerun-triggers input --quiet rules host
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/$(WORKFLOW) $(if $(CORES),--cores $(CORES))
+# Several runs on this machine's own GPU; not on a cluster's login node.
+TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together $(PROFILE),:)
 
 .PHONY: env lock reproduce studies speed publish test notebook chapters clean
 .DEFAULT_GOAL := reproduce
@@ -17,15 +20,15 @@ env: ## a virtual environment in .venv from the lock, made once, made again when
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
 		cat requirements.lock pyproject.toml > .venv/made-from; }
 
-reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, FRESH=1)
+reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, WORKFLOW, CORES, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
-	@$(BIN)/python -m mixshare together $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(TOGETHER) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(if $(SEEDS),seeds=$(SEEDS))
 	@$(BIN)/python -m mixshare table $(PROFILE)
 
-studies: env ## the same, and the ablations with the chapters that read them (PROFILE, SEEDS, FRESH=1)
+studies: env ## the same, and the ablations with the chapters that read them (PROFILE, SEEDS, WORKFLOW, CORES, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
-	@$(BIN)/python -m mixshare together $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
+	@$(TOGETHER) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
 
 speed: env ## how fast a step is on this machine, measured anew: chapter 06, alone (PROFILE)

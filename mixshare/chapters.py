@@ -106,7 +106,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
         raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
     notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
     save(notebook, output)
-    partial.unlink()
+    partial.unlink(missing_ok=True)  # of two jobs that make the same chapter, the other may have been here
 
 
 def check_against(chapter: Path, parameters: dict[str, Any]) -> None:

@@ -4,12 +4,12 @@ jobs."""
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixshare import chapters, runs
+from mixshare import chapters, execution, runs
 from mixshare.config import PROFILES, RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
@@ -18,6 +18,7 @@ from mixshare.studies import ADJUSTMENTS, ALIGNMENTS, aligned, halved
 BATCHES = ("results", "studies", "speed")
 DEFAULT_METHODS = ("single", "mimo", "cut_mixmo", "mixshare")
 DEFAULT_SEEDS = (1, 2, 3)
+MOST_SHOWN = 5  # failed targets, in a batch's last line
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Target:
     reads: tuple[Path, ...] = ()  # the metrics of the runs that a chapter is about
     writes: tuple[Path, ...] = ()  # tables and figures
     config: RunConfig | None = None  # the run that it trains
+    about: tuple[RunConfig, ...] = ()  # the runs that it looks at
+
+    @property
+    def log(self) -> Path:
+        """What the job that makes it says, beside it; no part of a run or of what is published."""
+        return self.output.with_name(f"{self.output.name}.log")
+
+    def request(self, attempt: int = 1) -> execution.Request:
+        """The time, memory and GPU that its job asks for."""
+        return execution.training_request(self.config, attempt) if self.config else execution.study_request(self.about, attempt)
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""
@@ -88,7 +99,8 @@ def speed(profile: str) -> list[Target]:
     place = outputs_folder() / profile
     parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3, "threads": 0}
     writes = (place / "studies" / "speed.json", *(place / "figures" / f"speed_{name}.png" for name in ("spent", "growth")))
-    return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes)]
+    times = RunConfig.preset("paper")  # the largest network that it times
+    return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes, about=(times,))]
 
 
 def _of(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[str, Any]:
@@ -104,7 +116,7 @@ def _study(
     writes = [place / "studies" / f"{name}.csv" for name in tables] + [place / "figures" / f"{name}.png" for name in pictures]
     reads = tuple(runs.run_folder(config) / "metrics.json" for config in configs)
     parameters = {"profile": profile, **parameters, "train_missing": False}
-    return Target(place / "chapters" / f"{chapter}.ipynb", chapter, parameters, reads, tuple(writes))
+    return Target(place / "chapters" / f"{chapter}.ipynb", chapter, parameters, reads, tuple(writes), about=tuple(configs))
 
 
 def batch(name: str, profile: str, methods: str | None = None, seeds: str | int | None = None) -> list[Target]:
@@ -161,7 +173,7 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     A small network can't fill a GPU. The jobs of the batch then find their runs trained; a run that failed here fails there again,
     with its reason in its own chapter.
     """
-    from mixshare import execution, training
+    from mixshare import training
 
     at_once = execution.runs_at_once() if at_once is None else at_once
     missing = [replace(t.config, capture=True) for t in targets if t.config and runs.problem(t.config, t.output.parent)]
@@ -170,6 +182,34 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
             training.train_together(missing[start : start + at_once])
         except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # whatever it is, the jobs are still to come
             print(f"mixshare: {error}", file=sys.stderr, flush=True)
+
+
+def opening(targets: Sequence[Target]) -> set[Path]:
+    """The outputs that are there before a batch begins; of the others, what an earlier job left as its log is cleared away."""
+    reused = {target.output for target in targets if target.output.exists()}
+    for target in targets:
+        if target.output not in reused:
+            target.log.unlink(missing_ok=True)
+    return reused
+
+
+def closing(targets: Sequence[Target], reused: Container[Path]) -> str:
+    """How a batch ended, in a line: how many targets were made, reused, failed or not begun, and where the failed ones say why.
+
+    reused: what `opening` returned. A target failed if it is missing and its job left a log.
+    """
+    missing = [target for target in targets if not target.output.exists()]
+    failed = [target for target in missing if target.log.exists()]
+    kept = sum(target.output in reused for target in targets)
+    counts = {
+        "made": len(targets) - len(missing) - kept,
+        "reused": kept,
+        "failed": len(failed),
+        "not begun": len(missing) - len(failed),
+    }
+    line = "mixshare: " + ", ".join(f"{number} {what}" for what, number in counts.items())
+    more = f" and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
+    return line + (f"; see {', '.join(shown(target.log) for target in failed[:MOST_SHOWN])}{more}" if failed else "")
 
 
 def _delete(target: Target) -> None:

@@ -15,17 +15,8 @@ import mixshare
 from mixshare import chapters, execution, runs, targets, training
 from mixshare.files import project_root
 
-SNAKEMAKE = [
-    str(Path(sys.executable).with_name("snakemake")),
-    "--cores",
-    "2",
-    "--keep-going",
-    "--rerun-triggers",
-    "input",
-    "--quiet",
-    "rules",
-    "host",
-]
+PROFILES = project_root() / "workflow" / "profiles"
+SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake")), "--workflow-profile", str(PROFILES / "local"), "--cores", "2"]
 
 
 def batch(outputs: Path, **config: str) -> subprocess.CompletedProcess:
