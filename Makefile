@@ -6,15 +6,15 @@ WORKFLOW ?= local
 BIN     := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/$(WORKFLOW) $(if $(CORES),--cores $(CORES))
 # Several runs on this machine's own GPU; not on a cluster's login node.
-TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together $(PROFILE),:)
+TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together,:)
 
-.PHONY: env lock reproduce studies speed publish test notebook chapters clean
+.PHONY: env lock reproduce studies grid plan speed publish test notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
 	@cat requirements.lock pyproject.toml | cmp -s - .venv/made-from || { \
-		rm -rf .venv && $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixshare needs Python 3.11 or newer; name one with make PYTHON=python3.12')" && \
-		$(PYTHON) -m venv .venv && \
+		$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixshare needs Python 3.11 or newer; name one with make PYTHON=python3.12')" && \
+		rm -rf .venv && $(PYTHON) -m venv .venv && \
 		echo "installing the environment: a few minutes, once" && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
@@ -22,21 +22,29 @@ env: ## a virtual environment in .venv from the lock, made once, made again when
 
 reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, WORKFLOW, CORES, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
-	@$(TOGETHER) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(TOGETHER) $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(if $(SEEDS),seeds=$(SEEDS))
 	@$(BIN)/python -m mixshare table $(PROFILE)
 
 studies: env ## the same, and the ablations with the chapters that read them (PROFILE, SEEDS, WORKFLOW, CORES, FRESH=1)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
-	@$(TOGETHER) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
+	@$(TOGETHER) $(PROFILE) --batch studies $(if $(SEEDS),--seeds $(SEEDS))
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=studies $(if $(SEEDS),seeds=$(SEEDS))
+
+grid: env ## a study that a file declares: each of its runs as an executed chapter, then chapter 05 on all (GRID=workflow/grids/width.yml, WORKFLOW, CORES)
+	@$(BIN)/python -m mixshare prepare --grid $(GRID)
+	@$(TOGETHER) --grid $(GRID)
+	@$(SNAKEMAKE) --config grid=$(GRID)
+
+plan: env ## what a batch would run, what of it is done, and about how many hours the rest takes (GRID, or PROFILE, METHODS, SEEDS)
+	@$(BIN)/python -m mixshare plan $(PROFILE) $(if $(GRID),--grid $(GRID)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 speed: env ## how fast a step is on this machine, measured anew: chapter 06, alone (PROFILE)
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch speed --fresh
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=speed
 
-publish: env ## check a profile's results, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS)
-	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+publish: env ## check a profile's results, or a grid's, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS, GRID)
+	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(GRID),--grid $(GRID)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: env ## the tests, and the chapters in their smoke form against their committed outputs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from mixshare.files import outputs_folder
 
@@ -13,26 +12,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mixshare", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
-    prepare.add_argument("profile")
-    prepare.add_argument("--batch", default="results", help="results, studies, or speed")
     prepare.add_argument("--fresh", action="store_true", help="start over")
-    chapter = verbs.add_parser("chapter", help="execute one chapter")
+    plan = verbs.add_parser("plan", help="say what a batch would run, what is done, and about how long the rest takes")
+    chapter = verbs.add_parser("chapter", help="execute one chapter where a batch wants it")
     chapter.add_argument("name")
-    chapter.add_argument("output", type=Path)
-    chapter.add_argument("--parameters", type=json.loads, default={})
-    chapter.add_argument("--reads", nargs="*", type=Path, default=())
-    chapter.add_argument("--writes", nargs="*", type=Path, default=())
+    chapter.add_argument("parameters", type=json.loads, help="as JSON")
     train = verbs.add_parser("train", help="train one run, without a chapter")
     train.add_argument("run", type=json.loads, help="profile, method, seed and overrides, as JSON")
     refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
-    publish.add_argument("profile")
     together = verbs.add_parser("together", help="on a GPU, train a batch's missing runs several at once")
-    together.add_argument("profile")
-    together.add_argument("--batch", default="results", help="results, or studies")
     together.add_argument("--at-once", type=int, help="how many; by default as many as fit the GPU, and none without one")
-    for verb in (prepare, publish, together):
+    for verb in (prepare, plan, publish, together):
+        verb.add_argument("profile", nargs="?", default="digits")
+        verb.add_argument("--batch", default="results", help="results, studies, or speed")
+        verb.add_argument("--grid", help="a grid's file, in place of profile and batch")
         verb.add_argument("--methods", help="such as mimo,mixshare")
         verb.add_argument("--seeds", help="such as 1,2,3")
     table = verbs.add_parser("table", help="print a profile's table of results")
@@ -47,20 +42,23 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.verb == "chapter":
-        from mixshare import chapters
-
-        chapters.execute(arguments.name, arguments.output, arguments.parameters, arguments.reads, arguments.writes)
-    elif arguments.verb == "refresh":
+    if arguments.verb == "refresh":
         from mixshare import chapters
 
         for name in arguments.names or sorted(path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")):
             chapters.refresh(name)
-    elif arguments.verb in ("prepare", "together"):
+    elif arguments.verb == "chapter":
         from mixshare import targets
 
-        batch = targets.batch(arguments.batch, arguments.profile, arguments.methods, arguments.seeds)
-        targets.prepare(batch, arguments.fresh) if arguments.verb == "prepare" else targets.train_together(batch, arguments.at_once)
+        targets.chapter(arguments.name, arguments.parameters).make()
+    elif arguments.verb in ("prepare", "together", "plan"):
+        from mixshare import forecast, targets
+
+        batch = targets.batch(arguments.batch, arguments.profile, arguments.methods, arguments.seeds, arguments.grid)
+        if arguments.verb == "plan":
+            print(forecast.plan(batch))
+        else:
+            targets.prepare(batch, arguments.fresh) if arguments.verb == "prepare" else targets.train_together(batch, arguments.at_once)
     elif arguments.verb == "train":
         from mixshare import training
         from mixshare.config import RunConfig
@@ -70,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
         from mixshare import publish
 
         if arguments.verb == "publish":
-            publish.publish(arguments.profile, arguments.methods, arguments.seeds)
+            publish.publish(arguments.profile, arguments.methods, arguments.seeds, arguments.grid)
         else:
             print(publish.readme_table(arguments.profile, outputs_folder() / arguments.profile))
 

@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from numbers import Integral, Real
 from typing import Any
 
@@ -220,12 +221,19 @@ def fields_digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-def grid(profile: str, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """Every method with every seed, seed by seed; raises ValueError where there is none, or one twice."""
-    for what, chosen in (("methods", methods), ("seeds", seeds)):
+def grid(
+    profile: str, methods: Sequence[str], seeds: Sequence[int], overrides: Sequence[dict[str, Any]] = ({},)
+) -> list[RunConfig]:
+    """Every method with every override and every seed, seed by seed; raises ValueError where there is none, or one twice."""
+    for what, chosen in (("methods", methods), ("seeds", seeds), ("overrides", overrides)):
         if not chosen or len(set(map(str, chosen))) < len(chosen):
             raise InvalidValue(f"{what} are {list(chosen)}; possible is at least one, and each once")
-    return [RunConfig.preset(profile, method, seed) for seed in seeds for method in methods]
+    found: dict[str, RunConfig] = {}
+    for seed, override, method in product(seeds, overrides, methods):
+        config = RunConfig.of(profile, method, seed, override)
+        if found.setdefault(config.digest, config) is not config:
+            raise InvalidValue(f"{config.name}, seed {seed}, is there twice: {override} changes nothing; possible is each run once")
+    return list(found.values())
 
 
 def check_name(what: str, value: Any) -> None:

@@ -31,6 +31,9 @@ STYLE = {
 }
 
 
+MOST_ROWS = 40  # of a figure that has one for each method
+
+
 def colour(method: str) -> str:
     """A method's colour; an ablation has that of the method that it starts from."""
     return COLOURS.get(method.split("+")[0], OTHER)
@@ -122,8 +125,11 @@ def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequen
 
 
 def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figure:
-    """Ensemble accuracy, a dot a run and a bar at the mean; beside it one method minus each other, with 95 % t intervals."""
-    methods = list(rows["method"].unique())
+    """Ensemble accuracy, a dot a run and a bar at the mean; beside it one method minus each other, with 95 % t intervals.
+
+    Of a large grid the first rows alone.
+    """
+    methods = list(rows["method"].unique())[:MOST_ROWS]
     with _drawing(1, 2, (7.2, 0.38 * len(methods) + 1.1), sharey=True) as (figure, axes):
         left, right = axes[0]
         for y, name in enumerate(methods):
@@ -138,6 +144,47 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         right.axvline(0, color="black", linewidth=0.8)
         right.set(xlabel=f"{method.replace('_', '-')} minus this one, same seed,\npercentage points (mean and 95 % t interval)")
     return figure
+
+
+def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
+    """Ensemble accuracy and NLL over a field's values, a dot a run, a line through the means; beside it baseline minus each other.
+
+    rows and differences (of both figures, with their 95 % t intervals) as `results.along` gives them.
+    """
+    lines = list(rows["line"].unique())
+    baseline = differences["method"].iloc[0].partition("+")[0] if len(differences) else "baseline"
+    differences = differences[differences["line"] != baseline]
+    with _drawing(2, 2, (7.2, 4.4), sharex=True) as (figure, axes):
+        for (name, scale, label, unit), (left, right) in zip(_ALONG, axes, strict=True):
+            for k, line in enumerate(lines):
+                style = {"color": colour(line), "linestyle": "--" if line.startswith("deep") else "-", "linewidth": 1.2}
+                runs = rows[rows["line"] == line]
+                left.plot(runs[field], scale * runs[name], "o", color=colour(line), markersize=3, alpha=0.5, markeredgewidth=0)
+                means = scale * runs.groupby(field)[name].mean()
+                left.plot(means.index, means, label=line.replace("_", "-"), **style)
+                pairs = differences[(differences["line"] == line) & (differences["figure"] == name)].sort_values(field)
+                beside = pairs[field] * 1.04 ** (k - len(lines) / 2)  # intervals of one value side by side
+                right.vlines(beside, scale * pairs["low"], scale * pairs["high"], color=colour(line))
+                right.plot(beside, scale * pairs["difference"], marker="o", markersize=4, **style)
+            left.set_ylabel(label)
+            right.axhline(0, color="black", linewidth=0.8)
+            right.set_ylabel(unit)
+        values = sorted(rows[field].unique())
+        for panel in axes.flat:
+            if values[0] > 0:
+                panel.set_xscale("log", base=2)
+            panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+        for panel in axes[-1]:
+            panel.set_xlabel(field.replace("_", " "))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        axes[0, 1].set_title(f"{baseline.replace('_', '-')} minus each other", loc="left")
+    return figure
+
+
+_ALONG = (
+    ("accuracy_ensemble", 100, "ensemble accuracy, %", "percentage points"),
+    ("nll", 1, "NLL, nats", "nats (less is better)"),
+)
 
 
 def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel: str) -> Figure:

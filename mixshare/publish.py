@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixshare import results, runs, targets
+from mixshare import grids, results, runs, targets
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, shown, write_text
 from mixshare.targets import Target
@@ -17,39 +17,52 @@ TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "para
 NAMES = {"single": "Single network", "mimo": "MIMO", "linear_mixmo": "Linear-MixMo", "cut_mixmo": "Cut-MixMo", "mixshare": "MixShare"}
 
 
-def publish(profile: str, methods: str | None = None, seeds: str | None = None) -> None:
+def publish(profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None) -> None:
     """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
 
-    methods and seeds as `targets.selection` takes them, where a profile was not run with all of them.
+    methods and seeds as `targets.selection` takes them, where a profile was not run with all of them. A grid, in place of a profile,
+    is added to what is there of its profile, its runs without chapters and weights.
 
     Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
     committed tree, names this machine or its user, or is too large.
     """
-    files = _files(profile, batch(profile, methods, seeds))
-    for path in files:
-        _refuse_private(path)
-    size = sum(path.stat().st_size for path in files)
+    made = [_light(target) for target in targets.grid_of(grid)] if grid else batch(profile, methods, seeds)
+    profile = made[0].config.profile if grid else profile
+    place = published_folder() / profile
+    copies = {place / path.relative_to(outputs_folder() / profile): path for path in _files(profile, made)}
+    kept = [path for path in place.rglob("*") if path.is_file() and path not in copies] if grid else []
+    size = sum(path.stat().st_size for path in [*copies.values(), *kept])
     if size > MOST_BYTES:
         raise FileProblem(f"{size / 1e6:.0f} MB to publish for {profile}; possible are {MOST_BYTES / 1e6:.0f} MB")
-    place = published_folder() / profile
+    for path in copies.values():
+        _refuse_private(path)
     beside = place.with_name(f".{profile}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    for path in files:
-        copy = beside / path.relative_to(outputs_folder() / profile)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    for copy, path in {**copies, **{path: path for path in kept}}.items():
+        (beside / copy.relative_to(place)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, beside / copy.relative_to(place))
     shutil.rmtree(place, ignore_errors=True)
     beside.rename(place)
-    print(f"{len(files)} files, {size / 1e6:.1f} MB, in {shown(place)}")
+    print(f"{len(copies)} files, {size / 1e6:.1f} MB in all, in {shown(place)}")
     write_readme_tables()
 
 
+def _light(target: Target) -> Target:
+    """A run of a grid without its chapter: there are many."""
+    return Target(target.output.with_name("metrics.json"), config=target.config) if target.config else target
+
+
 def batch(profile: str, methods: str | None = None, seeds: str | None = None) -> list[Target]:
-    """What is published: the studies with all their runs where they are done, else the results; and the chapter on speed if it is."""
-    everything, timed = targets.studies(profile), targets.speed(profile)
+    """What is published: the studies with all their runs where they are done, else the results; the chapter on speed and the grids
+    of the profile that lie with the workflow, each if it is done.
+    """
+    everything, more = targets.studies(profile), [targets.speed(profile)]
     whole = all(target.is_done() for target in everything) and not (methods or seeds)
     found = everything if whole else targets.results(profile, *targets.selection(methods, seeds))
-    return [*found, *(target for target in timed if target.is_done())]
+    for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")):
+        if grids.read(file).profile == profile:
+            more.append([_light(target) for target in targets.grid_of(str(file))])
+    return [*found, *(target for each in more if all(part.is_done() for part in each) for target in each)]
 
 
 def _files(profile: str, made: Sequence[Target]) -> list[Path]:

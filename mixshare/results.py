@@ -65,19 +65,23 @@ def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
 
 
-def deep_ensembles(finished: Sequence[runs.Run], size: int = 2, name: str = "single") -> pd.DataFrame:
-    """Every choice of `size` networks among the runs of that name, their logits averaged: one row a choice, as `per_run` has them."""
+def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
+    """Every choice of `size` single networks of one configuration, their logits averaged: one row a choice, as `per_run` has them."""
+    alike: dict[str, list[runs.Run]] = {}
+    for run in finished:
+        if run.config.method == "single" and run.has_logits:
+            alike.setdefault(run.config.name, []).append(run)
     rows = []
-    for chosen in combinations([run for run in finished if run.config.name == name and run.has_logits], size):
+    for chosen in (chosen for group in alike.values() for chosen in combinations(group, size)):
         figures = evaluate(torch.cat([run.logits for run in chosen]), chosen[0].labels)
         seed = "+".join(str(run.config.seed) for run in chosen)
-        rows.append({"method": ensemble_name(size), "seed": seed} | {figure: figures[figure] for figure in FIGURES})
+        rows.append({"method": ensemble_name(chosen[0].config.name, size), "seed": seed} | {figure: figures[figure] for figure in FIGURES})
     return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
 
 
-def ensemble_name(size: int) -> str:
-    """What the table calls a deep ensemble."""
-    return f"deep ensemble of {size}"
+def ensemble_name(single: str, size: int = 2) -> str:
+    """What the table calls a deep ensemble of single networks of that name."""
+    return f"deep ensemble of {size}" + single.removeprefix("single")
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -91,17 +95,28 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -> pd.DataFrame:
     """A method minus each other one, seed by seed, with the 95 % t interval of the mean difference.
 
-    Others that share fewer than two seeds with it have no interval and are left out.
+    A method with overrides is compared with `method` with the same ones, where that is there. Others that share fewer than two
+    seeds with it have no interval and are left out.
     """
     wide = rows.pivot(index="seed", columns="method", values=figure)
     found = []
-    for other in [name for name in rows["method"].unique() if name != method and method in wide]:
-        differences = (wide[method] - wide[other]).dropna()
+    for other in rows["method"].unique():
+        base = "".join((method, *other.partition("+")[1:]))
+        base = base if base in wide and base != other else method
+        differences = (wide[base] - wide[other]).dropna() if base in wide and base != other else ()
         n = len(differences)
         if n > 1:
             mean, half = differences.mean(), stats.t.ppf(0.975, n - 1) * differences.std() / n**0.5
-            found.append((method, other, figure, mean, mean - half, mean + half, n))
+            found.append((base, other, figure, mean, mean - half, mean + half, n))
     return pd.DataFrame(found, columns=["method", "other", "figure", "difference", "low", "high", "n"])
+
+
+def along(rows: pd.DataFrame, finished: Sequence[runs.Run], field: str, names: str = "method") -> pd.DataFrame:
+    """Rows whose column `names` names runs, with two columns more: the field's value, and `line`, the name without it."""
+    value = {run.config.name.partition("+")[2]: getattr(run.config, field) for run in finished}
+    parts = [name.split("+") for name in rows[names]]
+    lines = ["+".join(part for part in each if not part.startswith(f"{field}=")) for each in parts]
+    return rows.assign(line=lines, **{field: [value["+".join(each[1:])] for each in parts]})
 
 
 def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) -> pd.DataFrame:
@@ -116,8 +131,8 @@ def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) ->
     inputs = {name: _input(first[name]) for name in names}
     times = _latencies({name: first[name].model for name in names}, inputs, repeats)
     table["latency_ms"] = pd.Series(times, dtype=float)
-    if "single" in table.index:
-        table.loc[ensemble_name(ensemble)] = table.loc["single"] * ensemble
+    for name in [name for name in names if first[name].config.method == "single"]:
+        table.loc[ensemble_name(name, ensemble)] = table.loc[name] * ensemble
     return table
 
 

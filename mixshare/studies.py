@@ -181,7 +181,7 @@ def adjustments(profile: str, seeds: Sequence[int], load: Callable[[RunConfig], 
         rows.append({"base": adjustment.base, "change": adjustment.change, **_compared(changed, base), "appendix": adjustment.statement})
         rows[-1]["verdict"] = judged(rows[-1]["low"], rows[-1]["high"], adjustment.expected)
         rows[-1]["verdict_nll"] = judged(rows[-1]["nll_low"], rows[-1]["nll_high"], -adjustment.expected)
-    small = results.deep_ensembles([load(halved(profile, seed)) for seed in seeds], name=halved(profile, 0).name)
+    small = results.deep_ensembles([load(halved(profile, seed)) for seed in seeds])
     base = [load(RunConfig.preset(profile, "mixshare", seed)).metrics for seed in seeds][: len(small)]
     compared = _compared(small.to_dict("records"), base)
     rows.append(

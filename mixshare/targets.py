@@ -4,12 +4,12 @@ jobs."""
 import json
 import shutil
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixshare import chapters, execution, runs
+from mixshare import chapters, execution, grids, runs
 from mixshare.config import PROFILES, RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
@@ -28,7 +28,7 @@ class Target:
     output: Path
     chapter: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
-    reads: tuple[Path, ...] = ()  # the metrics of the runs that a chapter is about
+    reads: tuple[Path, ...] = ()  # the metrics of the runs that a chapter is about, and its grid's file
     writes: tuple[Path, ...] = ()  # tables and figures
     config: RunConfig | None = None  # the run that it trains
     about: tuple[RunConfig, ...] = ()  # the runs that it looks at
@@ -54,10 +54,11 @@ class Target:
         """The words after `python -m mixshare` that make it."""
         if not self.chapter:
             return ["train", json.dumps(_parameters(self.config))]
-        words = ["chapter", self.chapter, str(self.output), "--parameters", json.dumps(self.parameters)]
-        for option, paths in (("--reads", self.reads), ("--writes", self.writes)):
-            words += [option, *map(str, paths)] if paths else []
-        return words
+        return ["chapter", self.chapter, json.dumps(self.parameters)]
+
+    def make(self) -> None:
+        """Execute the chapter into its place; raises as `chapters.execute` does."""
+        chapters.execute(self.chapter, self.output, self.parameters, self.reads, self.writes)
 
 
 def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
@@ -66,41 +67,40 @@ def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Seque
     Raises ValueError or TypeError, before anything is made, for what can't be trained.
     """
     configs = grid(profile, methods, seeds)
-    several = [config for config in configs if config.members > 1]
+    several = list(dict.fromkeys(config.method for config in configs if config.members > 1))
     found = [training(config) for config in configs]
     if several:
-        names = list(dict.fromkeys(config.method for config in several))
-        tables, pictures = ("sharing", "cross_talk", "norms"), ("input_block", "output_block", "core")
-        found.append(_study("03_subnetwork_features", profile, several, tables, pictures, methods=names, **_of(seeds, names)))
-    tables = ("results", "runs", "paired")
-    found.append(_study("05_results", profile, configs, tables, ("results",), methods=list(methods), **_of(seeds, methods)))
-    return found
+        found.append(_look("03_subnetwork_features", profile=profile, methods=several, **_of(seeds, several)))
+    return [*found, _look("05_results", profile=profile, methods=list(methods), **_of(seeds, methods))]
 
 
 def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
     """The default batch, and the ablations with the chapters that read them; each run once, whoever needs it."""
-    kernels = [aligned(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
-    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS] + [halved(profile, seed) for seed in seeds]
-    base = grid(profile, ("cut_mixmo", "mixshare"), seeds)
     default = results(profile, seeds=seeds)
-    trained = {target.config for target in default}
-    ablations = [config for config in dict.fromkeys([*kernels, *changed]) if config not in trained]
-    return [
-        *default,
-        *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations),
-        _study("02_kernel_alignment", profile, kernels, ("alignment", "alignment_overlap"), ("alignment", "kernels"), **_of(seeds)),
-        _study("04_adjustments", profile, [*base, *changed], ("adjustments", "gap"), ("adjustments",), seeds=list(seeds)),
+    looks = [
+        _look("02_kernel_alignment", profile=profile, **_of(seeds)),
+        _look("04_adjustments", profile=profile, seeds=list(seeds)),
     ]
+    trained = {target.config for target in default}
+    ablations = [config for config in dict.fromkeys(config for look in looks for config in look.about) if config not in trained]
+    return [*default, *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations), *looks]
 
 
 def speed(profile: str) -> list[Target]:
     """The chapter on speed, alone: a time is worth little where others are at work."""
     check_member("profile", profile, PROFILES)
-    place = outputs_folder() / profile
-    parameters = {"profile": profile} if profile == "smoke" else {"profile": profile, "rounds": 10, "steps": 3, "threads": 0}
-    writes = (place / "studies" / "speed.json", *(place / "figures" / f"speed_{name}.png" for name in ("spent", "growth")))
-    times = RunConfig.preset("paper")  # the largest network that it times
-    return [Target(place / "chapters" / "06_speed.ipynb", "06_speed", parameters, (), writes, about=(times,))]
+    carefully = {} if profile == "smoke" else {"rounds": 10, "steps": 3, "threads": 0}
+    return [study("06_speed", {"profile": profile, **carefully})]
+
+
+def grid_of(file: str) -> list[Target]:
+    """A training chapter for each run of the grid in a file, then chapter 05 on all of them; raises as `grids.read` does."""
+    found = _look("05_results", grid=shown(Path(file)))
+    return [*map(training, found.about), found]
+
+
+def _look(chapter: str, **parameters: Any) -> Target:
+    return study(chapter, {**parameters, "train_missing": False})
 
 
 def _of(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[str, Any]:
@@ -109,18 +109,52 @@ def _of(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[st
     return {"seeds": list(seeds), **instead, **({} if "mixshare" in methods else {"method": methods[-1]})}
 
 
-def _study(
-    chapter: str, profile: str, configs: Sequence[RunConfig], tables: Sequence[str], pictures: Sequence[str], **parameters: Any
-) -> Target:
-    place = outputs_folder() / profile
-    writes = [place / "studies" / f"{name}.csv" for name in tables] + [place / "figures" / f"{name}.png" for name in pictures]
-    reads = tuple(runs.run_folder(config) / "metrics.json" for config in configs)
-    parameters = {"profile": profile, **parameters, "train_missing": False}
-    return Target(place / "chapters" / f"{chapter}.ipynb", chapter, parameters, reads, tuple(writes), about=tuple(configs))
+def _grid(parameters: dict[str, Any]) -> grids.Grid:
+    """What chapter 05 is about; of another chapter, its profile."""
+    profile, methods, seeds = (parameters.get(name, ()) for name in ("profile", "methods", "seeds"))
+    return grids.chosen(parameters.get("grid", ""), profile, methods, seeds, parameters.get("method", "mixshare"))
 
 
-def batch(name: str, profile: str, methods: str | None = None, seeds: str | int | None = None) -> list[Target]:
-    """A batch as a command line names it, those but "results" with methods of their own; raises ValueError for an unknown one."""
+def _adjusted(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
+    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS] + [halved(profile, seed) for seed in seeds]
+    return [*grid(profile, ("cut_mixmo", "mixshare"), seeds), *changed]
+
+
+# The chapters that look at finished runs: at which, by their parameters, and which tables and figures they write.
+LOOKS: dict[str, tuple[Callable[[dict[str, Any]], Sequence[RunConfig]], tuple[str, ...]]] = {
+    "02_kernel_alignment": (
+        lambda p: [aligned(p["profile"], start, seed) for seed in p["seeds"] for start in ALIGNMENTS],
+        ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png"),
+    ),
+    "03_subnetwork_features": (
+        lambda p: _grid(p).configs,
+        ("sharing.csv", "cross_talk.csv", "norms.csv", "input_block.png", "output_block.png", "core.png"),
+    ),
+    "04_adjustments": (lambda p: _adjusted(p["profile"], p["seeds"]), ("adjustments.csv", "gap.csv", "adjustments.png")),
+    "05_results": (lambda p: _grid(p).configs, ("results.csv", "runs.csv", "paired.csv", "results.png")),
+    "06_speed": (lambda p: (), ("speed.json", "speed_spent.png", "speed_growth.png")),
+}
+
+
+def study(chapter: str, parameters: dict[str, Any]) -> Target:
+    """A chapter of LOOKS with these parameters; it lies with its profile's studies, a grid's under the grid's name."""
+    about, names = LOOKS[chapter]
+    which, configs = _grid(parameters), tuple(about(parameters))
+    names += ("along.png",) * bool(which.varied)
+    place = outputs_folder() / which.profile
+    output = place / "chapters" / f"{'-'.join(filter(None, (chapter, which.name)))}.ipynb"
+    writes = tuple(place / ("figures" if name.endswith(".png") else "studies") / which.name / name for name in names)
+    declared = (grids.place(parameters["grid"]),) if which.name else ()
+    reads = (*declared, *(runs.run_folder(config) / "metrics.json" for config in configs))
+    return Target(output, chapter, parameters, reads, writes, about=configs)
+
+
+def batch(
+    name: str, profile: str, methods: str | None = None, seeds: str | int | None = None, grid: str | None = None
+) -> list[Target]:
+    """A batch as a command line names it: a grid's file, else one of BATCHES; raises ValueError for an unknown one."""
+    if grid:
+        return grid_of(grid)
     check_member("batch", name, BATCHES)
     chosen_methods, chosen_seeds = selection(methods, seeds)
     if name == "speed":
@@ -140,6 +174,13 @@ def selection(methods: str | None = None, seeds: str | int | None = None) -> tup
 def training(config: RunConfig) -> Target:
     """The chapter that trains one run, lying in the run's own folder."""
     return Target(runs.run_folder(config) / "01_training.ipynb", "01_training", _parameters(config), config=config)
+
+
+def chapter(name: str, parameters: dict[str, Any]) -> Target:
+    """A chapter as a batch would make it: 01 in its run's folder, the others with the studies; raises ValueError for what can't be."""
+    check_member("chapter", name, ("01_training", *LOOKS))
+    chapters.check_against(chapters.chapter_path(name), parameters)
+    return study(name, parameters) if name in LOOKS else training(RunConfig.of(**parameters))
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:

@@ -174,4 +174,4 @@ class TestPublishedStudies:
 
     def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
         folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
-        assert {path.name for path in folder.iterdir()} == {"config.json", "history.csv", "metrics.json", "test_logits.npz"}
+        assert {path.name for path in folder.iterdir()} == {*runs.RUN_FILES} - {"weights.safetensors"}

@@ -118,8 +118,11 @@ def test_the_snakefile_by_itself_refuses_a_wrong_batch_in_a_line_too(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", targets.BATCHES)
-def test_every_batch_is_a_plan_for_snakemake_of_its_targets(name, tmp_path):
+GRID = "workflow/grids/smoke.yml"
+
+
+@pytest.mark.parametrize("chosen", [*({"batch": name} for name in targets.BATCHES), {"grid": GRID}], ids=str)
+def test_every_batch_is_a_plan_for_snakemake_of_its_targets(chosen, tmp_path):
     snakefile, env = str(project_root() / "workflow" / "Snakefile"), os.environ | {"MIXSHARE_OUTPUTS": str(tmp_path)}
     command = [
         *SNAKEMAKE,
@@ -130,13 +133,12 @@ def test_every_batch_is_a_plan_for_snakemake_of_its_targets(name, tmp_path):
         str(tmp_path),
         "--config",
         "profile=smoke",
-        f"batch={name}",
+        *(f"{key}={value}" for key, value in chosen.items()),
     ]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        rf"^total +{len(targets.batch(name, 'smoke')) + 1}$", done.stdout + done.stderr, re.M
-    )  # and the rule that wants them all
+    wanted = targets.batch(chosen.get("batch", "results"), "smoke", grid=chosen.get("grid"))
+    assert re.search(rf"^total +{len(wanted) + 1}$", done.stdout + done.stderr, re.M)  # and the rule that wants them all
 
 
 class TestPreparing:
