@@ -8,7 +8,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile w
 # Several runs on this machine's own GPU; not on a cluster's login node.
 TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together,:)
 
-.PHONY: env lock reproduce studies grid plan speed publish test notebook chapters clean
+.PHONY: env lock reproduce studies grid plan speed publish verify test notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
@@ -45,6 +45,9 @@ speed: env ## how fast a step is on this machine, measured anew: chapter 06, alo
 
 publish: env ## check a profile's results, or a grid's, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS, GRID)
 	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(GRID),--grid $(GRID)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+verify: env ## check a run: its files, its figures from its answers and weights, its chapter (RUN=a run's folder, RETRAIN=1)
+	@$(BIN)/python -m mixshare verify $(RUN) $(if $(RETRAIN),--retrain)
 
 test: env ## the tests, and the chapters in their smoke form against their committed outputs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)

@@ -3,12 +3,13 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from mixshare.files import outputs_folder
 
 
 def main() -> int:
-    """Run one verb; an error of ours is its message alone, and exit status 1."""
+    """Run one verb; an error of ours is its message alone, and exit status 1, as is a run that is not what it says."""
     parser = argparse.ArgumentParser(prog="mixshare", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
@@ -30,18 +31,20 @@ def main() -> int:
         verb.add_argument("--grid", help="a grid's file, in place of profile and batch")
         verb.add_argument("--methods", help="such as mimo,mixshare")
         verb.add_argument("--seeds", help="such as 1,2,3")
+    verify = verbs.add_parser("verify", help="check a run's files, figures, weights and chapter")
+    verify.add_argument("folder", type=Path)
+    verify.add_argument("--retrain", action="store_true", help="and train it from scratch")
     table = verbs.add_parser("table", help="print a profile's table of results")
     table.add_argument("profile")
     arguments = parser.parse_args()
     try:
-        _run(arguments)
+        return _run(arguments) or 0
     except (ValueError, TypeError, OSError, ArithmeticError) as error:
         print(f"mixshare: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int | None:
     if arguments.verb == "refresh":
         from mixshare import chapters
 
@@ -64,6 +67,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from mixshare.config import RunConfig
 
         training.train(RunConfig.of(**arguments.run))
+    elif arguments.verb == "verify":
+        from mixshare import verify
+
+        return 0 if verify.verify(arguments.folder, arguments.retrain) else 1
     else:
         from mixshare import publish
 

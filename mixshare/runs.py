@@ -124,8 +124,8 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{shown(folder)} has no {', '.join(missing)}"
-    if changed := _changed(folder):
-        return f"{shown(folder / changed)} is damaged: it is not what {SUMS} says; delete it, and the run makes it again"
+    if name := changed(folder):
+        return f"{shown(folder / name)} is damaged: it is not what {SUMS} says; delete it, and the run makes it again"
     try:
         digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
         whole = digest == fields_digest(read_json(folder / "config.json"))
@@ -136,7 +136,7 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     return None if whole else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
 
 
-def _changed(folder: Path) -> str | None:
+def changed(folder: Path) -> str | None:
     """The first file of a run whose digest is not, or not rightly, in its SHA256SUMS."""
     try:
         sums = dict(line.split("  ")[::-1] for line in (folder / SUMS).read_text(encoding="ascii").splitlines())
