@@ -94,6 +94,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
     that it does not have, before anything starts, and OSError with the chapter's own last error where a cell fails.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     chapter = chapter_path(name)
     check_against(chapter, parameters)
@@ -104,6 +105,8 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
             notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
     except papermill.PapermillExecutionError as error:
         raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
+    except DeadKernelError as error:
+        raise FileProblem(f"the process that ran {shown(partial)} was killed: perhaps it wanted more memory than there is") from error
     notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
     save(notebook, output)
     partial.unlink(missing_ok=True)  # of two jobs that make the same chapter, the other may have been here

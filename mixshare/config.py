@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -193,15 +194,15 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON has them."""
-        return dataclasses.asdict(self) | {"milestones": list(self.milestones)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"milestones": list(self.milestones)}
 
     @property
     def overrides(self) -> dict[str, Any]:
         """The fields in which this run differs from its profile and method, how it is executed left out."""
         mine, derived = self.to_dict(), ("learning_rate", "milestones")
-        default = self.preset(self.profile, self.method, self.seed).to_dict()
-        found = {name: mine[name] for name in mine if name not in (*EXECUTION, *derived) and mine[name] != default[name]}
-        implied = self.preset(self.profile, self.method, self.seed, **found).to_dict()
+        default = _default(self.profile, self.method)
+        found = {name: mine[name] for name in mine if name not in ("seed", *EXECUTION, *derived) and mine[name] != default[name]}
+        implied = self.preset(self.profile, self.method, **found).to_dict() if found else default
         return found | {name: mine[name] for name in derived if mine[name] != implied[name]}
 
     @property
@@ -213,6 +214,11 @@ class RunConfig:
     def digest(self) -> str:
         """SHA-256 over every field but those that only say how the run is executed."""
         return fields_digest(self.to_dict())
+
+
+@functools.cache
+def _default(profile: str, method: str) -> dict[str, Any]:
+    return RunConfig.preset(profile, method).to_dict()  # asked for thousands of times where a batch is large
 
 
 def fields_digest(fields: dict[str, Any]) -> str:
