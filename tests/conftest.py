@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import mixshare
@@ -61,6 +63,33 @@ def contents():
         return files
 
     return read
+
+
+@pytest.fixture(scope="session")
+def trainer():
+    """`trainer(folder)`: the process that trains the run in `folder` at this moment, or None; it is found by the lease that it holds."""
+
+    def find(folder: Path) -> psutil.Process | None:
+        try:
+            return psutil.Process(int(re.search(r"^pid=(\d+)$", (folder / ".lease").read_text(), re.M)[1]))
+        except (OSError, TypeError, psutil.NoSuchProcess):  # no lease, one not yet whole, or that of a dead process
+            return None
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """`wait_for(what, condition)`: what `condition` returns, as soon as that is true; fails, naming `what`, after some minutes."""
+
+    def wait(what: str, condition, seconds: float = 180, every: float = 0.02):
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+            time.sleep(every)
+        return found
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,17 @@
 """The batch on a real Slurm of two nodes, both on this machine's loopback: jobs are cancelled, killed, lose their node, and end the same."""
 
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import filelock
 import psutil
 import pytest
 
-from mixshare import runs, targets
+from mixshare import runs
 from mixshare.files import project_root
 
 DAEMONS, CLIENTS, ETC = ("munged", "slurmctld", "slurmd"), ("sbatch", "squeue", "scancel", "srun", "sinfo"), Path("/etc/slurm")
@@ -55,24 +53,16 @@ SelectTypeParameters=CR_Core_Memory
 MpiDefault=none
 SwitchType=switch/none
 MinJobAge=3600
-SlurmdTimeout=10
+SlurmdTimeout=5
 KillWait=2
 ReturnToService=2
 GresTypes=gpu
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=16000 Gres=gpu:1
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=16000 Gres=gpu:1
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=16000 Gres=gpu:1
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=16000 Gres=gpu:1
+PartitionName=main Nodes=n1,n2 Default=YES LLN=YES MaxTime=60 State=UP
 """
+RUNNING = ("--noheader", "--states=RUNNING", "--format=%i %k")  # a job's number and Snakemake's comment
 GRES_CONF = "NodeName=n1 Name=gpu File=/dev/null\nNodeName=n2 Name=gpu File=/dev/null\n"
-
-
-def wait_for(what, condition, seconds=90.0, every=0.02):
-    """What `condition` returns as soon as that is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(every)
-    return found
 
 
 def with_environment(name: str, value: str) -> list[psutil.Process]:
@@ -106,7 +96,7 @@ class Cluster:
         key.chmod(0o400)
         folder.chmod(0o755)
 
-    def start(self):
+    def start(self, wait_for):
         socket_, key, conf = self.folder / "munge.socket", self.folder / "munge.key", str(self.conf)
         own = [f"--{name}-file={self.folder}/munged.{name}" for name in ("pid", "log", "seed")]
         self._start("munged", ["munged", "--force", "-F", f"--key-file={key}", f"--socket={socket_}", *own])
@@ -124,6 +114,10 @@ class Cluster:
     def env(self):
         return os.environ | {"SLURM_CONF": str(self.conf)}
 
+    def processes(self) -> list[psutil.Process]:
+        """The daemons, and who talks to them."""
+        return with_environment("SLURM_CONF", str(self.conf))
+
     def ask(self, *command) -> str:
         return subprocess.run(command, env=self.env, capture_output=True, text=True).stdout
 
@@ -139,16 +133,19 @@ class Cluster:
                 continue
         daemon.wait()
 
-    def finished_jobs(self) -> list[dict[str, str]]:
-        """Every end of a job that Slurm has noted."""
-        lines = (self.folder / "finished-jobs").read_text().splitlines()
-        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+    def ends(self) -> dict[str, list[tuple[str, str, int, int]]]:
+        """How each job ended, once or more: its state, its node, the minutes and the megabytes that it had asked for."""
+        found = {}
+        for line in (self.folder / "finished-jobs").read_text().splitlines():
+            told = dict(word.split("=", 1) for word in line.split() if "=" in word)
+            asked = int(told["TimeLimit"]), int(re.search(r"mem=(\d+)M", line)[1])
+            found.setdefault(told["JobId"], []).append((told["JobState"], told["NodeList"], *asked))
+        return found
 
     def listens(self) -> set[str]:
         """The addresses on which any of its processes listens."""
-        own = [*self.running.values(), *with_environment("SLURM_CONF", str(self.conf)), *with_environment("SLURMD_NODENAME", "n1")]
         found = set()
-        for process in own:
+        for process in (*self.processes(), *with_environment("SLURMD_NODENAME", "n1"), *with_environment("SLURMD_NODENAME", "n2")):
             try:
                 found |= {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
             except psutil.NoSuchProcess:
@@ -161,13 +158,13 @@ class Cluster:
         for name in ("slurmctld", "munged"):  # the one says goodbye with the other's help
             if name in self.running:
                 self.running[name].terminate()
-                gone, alive = psutil.wait_procs([self.running[name]], 10)
-                for process in alive:
-                    process.kill()
+                psutil.wait_procs([self.running[name]], 10)
+        for process in self.processes():  # where a test failed, a batch is still under way
+            process.kill()
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, wait_for):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     links = [ETC / name for name in ("slurm.conf", "gres.conf", "cgroup.conf")]  # where srun looks, inside a job
     made = not ETC.exists()
@@ -175,7 +172,7 @@ def cluster(tmp_path_factory):
     try:
         for link in links:
             link.symlink_to(cluster.folder / link.name)
-        cluster.start()
+        cluster.start(wait_for)
         yield cluster
     finally:
         cluster.stop()
@@ -200,41 +197,42 @@ class Batch:
         with self.said.open("wb") as log:
             self.process = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
-    def in_training(self) -> dict[str, psutil.Process]:
-        """The kernels that train a run at this moment, by their Slurm job."""
-        found = {}
-        for kernel in with_environment("MIXSHARE_OUTPUTS", str(self.outputs)):
-            try:
-                if any("ipykernel_launcher" in word for word in kernel.cmdline()) and any(
-                    Path(file.path).name == ".lock" for file in kernel.open_files()
-                ):
-                    found[kernel.environ()["SLURM_JOB_ID"]] = kernel
-            except psutil.NoSuchProcess:
-                continue
-        return found
-
-    def next_training(self, but=()) -> tuple[str, psutil.Process]:
-        """A Slurm job, none of `but`, that has just begun to train a run, and the kernel that does."""
-        return wait_for("a training", lambda: next(((job, k) for job, k in self.in_training().items() if job not in but), None), 180)
+    def training(self, trainer, but: str = "") -> psutil.Process | None:
+        """A process that trains a run at this moment, for another Slurm job than `but`."""
+        try:
+            there = filter(None, map(trainer, self.outputs.glob("smoke/single/seed-*")))
+            return next((process for process in there if process.environ()["SLURM_JOB_ID"] != but), None)
+        except psutil.NoSuchProcess:
+            return None
 
 
-def test_jobs_that_are_cancelled_killed_or_lose_their_node_are_made_again_and_end_the_same(cluster, finished, contents):
-    seeds = [1, 2, 3]
-    batch = Batch(cluster, seeds)  # two jobs: of two short runs, and of one
-    cancelled, _ = batch.next_training()
-    subprocess.run(["scancel", cancelled], env=cluster.env, check=True)
-    killed, kernel = batch.next_training(but=[cancelled])
+def test_jobs_that_are_killed_or_cancelled_or_lose_their_node_are_made_again_and_end_the_same(cluster, finished, contents, trainer, wait_for):
+    seeds = [1, 2, 3, 4]
+    batch = Batch(cluster, seeds)  # two jobs of two short runs, a node each, then the chapter that reads all runs
+    kernel = wait_for("a training", lambda: batch.training(trainer))
+    killed = kernel.environ()["SLURM_JOB_ID"]
     kernel.kill()
+    kernel = wait_for("a training of the other job", lambda: batch.training(trainer, but=killed))
+    lost, node = kernel.environ()["SLURM_JOB_ID"], kernel.environ()["SLURMD_NODENAME"]
     assert cluster.listens() == {"127.0.0.1"}
-    lost, kernel = batch.next_training(but=[cancelled, killed])
-    node = kernel.environ()["SLURMD_NODENAME"]
     cluster.lose(node)
-    assert batch.process.wait(300) == 0, batch.said.read_text()
+    cancelled = wait_for("the chapter's job", lambda: re.findall(r"^(\d+) rule_study", cluster.ask("squeue", *RUNNING), re.M), 300, 0.5)[0]
+    subprocess.run(["scancel", cancelled], env=cluster.env, check=True)
+    assert batch.process.wait(200) == 0, batch.said.read_text()
 
     said = batch.said.read_text()
-    assert said.count("Trying to restart job") == 2 and "mixshare: 4 made, 0 reused, 0 failed, 0 not begun" in said
-    ends = [(job["JobId"], job["JobState"], job["NodeList"] == node) for job in cluster.finished_jobs()]
-    assert (cancelled, "CANCELLED", True) in ends or (cancelled, "CANCELLED", False) in ends
+    assert "mixshare: 5 made, 0 reused, 0 failed, 0 not begun" in said and said.count("Trying to restart job") == 2
+    assert "the process that ran" in said and "was killed: perhaps it wanted more memory than there is" in said and "Traceback" not in said
+    (other,) = {"n1", "n2"} - {node}
+    again, chapter = sorted(set(ends := cluster.ends()) - {killed, lost, cancelled}, key=int)
+    minutes, megabytes = ends[killed][0][2:]
+    assert ends == {
+        killed: [("FAILED", other, minutes, megabytes)],
+        again: [("COMPLETED", other, 2 * minutes, 2 * megabytes)],
+        lost: [("NODE_FAIL", node, minutes, megabytes), ("COMPLETED", other, minutes, megabytes)],
+        cancelled: [("CANCELLED", other, *ends[cancelled][0][2:])],
+        chapter: [("COMPLETED", other, *(2 * number for number in ends[cancelled][0][2:]))],
+    }
     for seed in seeds:
         run = finished("single", seed)
         one, two = contents(run.folder), contents(runs.run_folder(run.config, batch.outputs))
