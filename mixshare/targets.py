@@ -40,7 +40,9 @@ class Target:
 
     def request(self, attempt: int = 1) -> execution.Request:
         """The time, memory and GPU that its job asks for."""
-        return execution.training_request(self.config, attempt) if self.config else execution.study_request(self.about, attempt)
+        if self.config:
+            return execution.training_request(self.config, attempt)
+        return execution.study_request(self.about or [RunConfig.preset("paper")], attempt)  # chapter 06 times networks up to the paper's
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""
