@@ -171,6 +171,7 @@ def cluster(tmp_path_factory, wait_for):
     ETC.mkdir(exist_ok=True)
     try:
         for link in links:
+            link.unlink() if link.is_symlink() else None  # of a test that was killed
             link.symlink_to(cluster.folder / link.name)
         cluster.start(wait_for)
         yield cluster
