@@ -1,4 +1,4 @@
-"""Where and how a run is executed: the device, threads, determinism, how many runs a GPU has room for, what a job asks of a cluster."""
+"""Where and how a run is executed: the device, threads, determinism, how many runs a GPU has room for, what a job asks for."""
 
 import math
 import os
@@ -20,7 +20,7 @@ CORE_SPEED = 3e9  # multiply-adds a second, those of the forward pass counted: h
 GPU_SPEED = 1e11  # the same: a guess on the safe side
 CORE_MINUTES = 120  # a run that takes longer on one core is worth the wait for a GPU
 SHORT_MINUTES = 10  # asked for; the run itself then takes less than five, and a job of its own half a minute more
-KEPT_MAPS = 15  # float32 maps kept for the backward pass and the gradients, for each block: measured 11 for WRN-28-2, 18 for WRN-16-1
+KEPT_MAPS = 15  # maps kept for the backward pass, and gradients, for each block: measured 11 for WRN-28-2, 18 for WRN-16-1
 DATA_COPIES = 4  # of a data set while it is read, ordered and hashed
 STUDY_ROWS = 12_000  # of training, which a chapter's look at one run costs: 2,000 images held against 8, for two members, forward only
 SIZES = {"digits": (1_297, 16), "digits-few": (300, 16)}  # images to train on, and pixels of their side
@@ -119,7 +119,7 @@ def _request(seconds: float, size: float, gpu: bool, attempt: int) -> Request:
 
 
 def _multiply_adds(config: RunConfig) -> float:
-    """Of one image's way forward, 3 x 3 convolutions alone: a group of blocks has twice the channels at half the side, so all cost alike."""
+    """Of one image's way forward, 3 x 3 convolutions alone: twice the channels at half the side, so each group costs the same."""
     _, side = SIZES.get(config.dataset, CIFAR_SIZES)
     return 3 * _blocks(config) * 2 * 9 * (16 * config.width) ** 2 * side**2
 

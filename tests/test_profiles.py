@@ -70,8 +70,8 @@ class TestRequests:
     @pytest.mark.parametrize("profile", ["smoke", "digits", "cifar100-lite", "paper"])
     def test_time_and_memory_double_with_each_attempt(self, profile):
         config = preset(profile)
-        for ask in (lambda attempt: execution.training_request(config, attempt), lambda attempt: execution.study_request([config], attempt)):
-            first, second, third = map(ask, (1, 2, 3))
+        for ask, what in ((execution.training_request, config), (execution.study_request, [config])):
+            first, second, third = (ask(what, attempt) for attempt in (1, 2, 3))
             assert (second.minutes, second.megabytes, second.gpu) == (2 * first.minutes, 2 * first.megabytes, first.gpu)
             assert (third.minutes, third.megabytes, third.gpu) == (4 * first.minutes, 4 * first.megabytes, first.gpu)
 
@@ -86,18 +86,21 @@ class TestRequests:
     def test_a_gpu_is_asked_for_where_one_core_would_take_hours_or_the_configuration_names_it(self):
         asks = {profile: execution.training_request(preset(profile)).gpu for profile in ("smoke", "digits", "cifar100-lite", "paper")}
         assert asks == {"smoke": False, "digits": False, "cifar100-lite": False, "paper": True}
-        assert execution.training_request(preset("smoke", device="cuda")).gpu and not execution.training_request(preset("paper", device="cpu")).gpu
+        assert execution.training_request(preset("smoke", device="cuda")).gpu
+        assert not execution.training_request(preset("paper", device="cpu")).gpu
         assert not execution.study_request([preset("paper")]).gpu
 
     def test_a_chapter_asks_for_more_the_more_runs_it_reads_and_the_larger_they_are(self):
-        minutes = [execution.study_request(configs).minutes for configs in ([preset("paper")], 3 * [preset("paper")], 3 * [preset("digits")])]
+        several = ([preset("paper")], 3 * [preset("paper")], 3 * [preset("digits")])
+        minutes = [execution.study_request(configs).minutes for configs in several]
         assert minutes[1] > minutes[0] > minutes[2]
         study = targets.results("paper", ["mimo", "mixshare"], [1, 2])[-1]
         assert study.request(2) == execution.study_request([preset("paper", m, s) for m in ("mimo", "mixshare") for s in (1, 2)], 2)
 
     def test_small_runs_share_a_gpu_ten_at_once_those_of_the_paper_four_and_none_where_there_is_no_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        shares = [execution.gpu_share(config) for config in (preset("digits"), preset("paper"), preset("paper", width=32), preset("paper", device="cpu"))]
+        configs = (preset("digits"), preset("paper"), preset("paper", width=32), preset("paper", device="cpu"))
+        shares = [execution.gpu_share(config) for config in configs]
         assert shares == [10, 25, 100, 0]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert execution.gpu_share(preset("paper")) == 0
@@ -142,11 +145,12 @@ def test_with_slurm_nothing_is_trained_on_the_login_node():
 
     for verb in ("reproduce", "studies"):
         assert "mixshare together digits" in recipe(verb) and "--workflow-profile workflow/profiles/local" in recipe(verb)
-        assert "together" not in recipe(verb, "WORKFLOW=slurm") and "--workflow-profile workflow/profiles/slurm" in recipe(verb, "WORKFLOW=slurm")
+        there = recipe(verb, "WORKFLOW=slurm")
+        assert "together" not in there and "--workflow-profile workflow/profiles/slurm" in there
     assert "--cores" not in recipe("reproduce") and "--cores 3 " in recipe("reproduce", "CORES=3")
 
 
-def test_a_job_that_is_killed_is_retried_with_twice_the_request_and_ends_the_same(tmp_path, finished, contents, trainer, wait_for):
+def test_a_killed_job_is_retried_with_twice_the_request_and_ends_the_same(tmp_path, finished, contents, trainer, wait_for):
     said, run = tmp_path / "said", finished("single", 1)
     folder = runs.run_folder(run.config, tmp_path)
     batch = begin(tmp_path, said, training(tmp_path), "--quiet", "host", "--retries", "1")

@@ -1,4 +1,4 @@
-"""The batch on a real Slurm of two nodes, both on this machine's loopback: jobs are cancelled, killed, lose their node, and end the same."""
+"""The batch on a real Slurm of two nodes, both on loopback: jobs are cancelled, killed, lose their node, and end the same."""
 
 import os
 import re
@@ -207,7 +207,7 @@ class Batch:
             return None
 
 
-def test_jobs_that_are_killed_or_cancelled_or_lose_their_node_are_made_again_and_end_the_same(cluster, finished, contents, trainer, wait_for):
+def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_the_same(cluster, finished, contents, trainer, wait_for):
     seeds = [1, 2, 3]
     batch = Batch(cluster, seeds)  # a job of two short runs and one of the third, a node each, then the chapter that reads all three
     kernel = wait_for("a training", lambda: batch.training(trainer))
