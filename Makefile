@@ -8,7 +8,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile w
 # Several runs on this machine's own GPU; not on a cluster's login node.
 TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together,:)
 
-.PHONY: env lock reproduce studies grid plan speed publish verify test notebook chapters clean
+.PHONY: env lock reproduce studies grid plan speed publish verify test nightly notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
@@ -51,6 +51,9 @@ verify: env ## check a run: its files, its figures from its answers and weights,
 
 test: env ## the tests, and the chapters in their smoke form against their committed outputs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)
+
+nightly: env ## the tests for longer: more kills, runs, damaged bytes and random input; some hours, and their figures at the end
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile nightly $(PYTEST) tests
 
 notebook: env ## the chapters in JupyterLab
 	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

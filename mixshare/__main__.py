@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from mixshare.config import PROFILES, check_member
 from mixshare.files import outputs_folder
 
 
@@ -17,9 +19,9 @@ def main() -> int:
     plan = verbs.add_parser("plan", help="say what a batch would run, what is done, and about how long the rest takes")
     chapter = verbs.add_parser("chapter", help="execute one chapter where a batch wants it")
     chapter.add_argument("name")
-    chapter.add_argument("parameters", type=json.loads, help="as JSON")
+    chapter.add_argument("parameters", type=_json, help="as JSON")
     train = verbs.add_parser("train", help="train one run, without a chapter")
-    train.add_argument("run", type=json.loads, help="profile, method, seed and overrides, as JSON")
+    train.add_argument("run", type=_json, help="profile, method, seed and overrides, as JSON")
     refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
     refresh.add_argument("names", nargs="*")
     publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
@@ -44,6 +46,17 @@ def main() -> int:
         return 1
 
 
+def _json(text: str) -> dict[str, Any]:
+    """An object of JSON from a command line."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('wanted is an object of JSON, such as {"seed": 1}')
+    return value
+
+
 def _run(arguments: argparse.Namespace) -> int | None:
     if arguments.verb == "refresh":
         from mixshare import chapters
@@ -66,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
         from mixshare import training
         from mixshare.config import RunConfig
 
+        for name in arguments.run:
+            check_member("key of a run", name, ("profile", "method", "seed", "overrides"))
         training.train(RunConfig.of(**arguments.run))
     elif arguments.verb == "verify":
         from mixshare import verify
@@ -77,6 +92,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
         if arguments.verb == "publish":
             publish.publish(arguments.profile, arguments.methods, arguments.seeds, arguments.grid)
         else:
+            check_member("profile", arguments.profile, PROFILES)
             print(publish.readme_table(arguments.profile, outputs_folder() / arguments.profile))
 
 

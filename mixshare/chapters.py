@@ -2,6 +2,7 @@
 
 import ast
 import json
+import reprlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from mixshare.config import RunConfig
 from mixshare.errors import FileProblem, InvalidType, InvalidValue
-from mixshare.files import digest_of, project_root, shown, write_text
+from mixshare.files import digest_of, only_one, project_root, reason, shown, write_text
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 QUIET_KERNEL = ["--log-level=50"]  # ipykernel else warns in every run that its sockets on this host are not encrypted
@@ -50,7 +51,7 @@ def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
         wanted = known[name]
         fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
         if not fits:
-            raise InvalidType(f"parameter {name} must be of type {wanted.__name__}, not {value!r} ({type(value).__name__})")
+            raise InvalidType(f"parameter {name} must be of type {wanted.__name__}, not {reprlib.repr(value)} ({type(value).__name__})")
 
 
 def check_parameters(cells: Sequence[str], namespace: dict[str, Any]) -> None:
@@ -90,8 +91,9 @@ def _digests(paths: Sequence[Path]) -> dict[str, str]:
 def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> None:
     """Execute a chapter with papermill into `output`, which is there only when it is whole; it reads and writes the given files.
 
-    While it runs, and where it fails, it lies beside as `<name>.partial.ipynb`. Raises ValueError or TypeError for parameters
-    that it does not have, before anything starts, and OSError with the chapter's own last error where a cell fails.
+    While it runs, and where it fails, it lies beside as `<name>.partial.ipynb`. Of two processes that want the same output, one
+    waits and finds it done. Raises ValueError or TypeError for parameters that the chapter does not have, before anything starts,
+    and OSError, with the chapter's own last error where a cell fails, or where its kernel dies or its output can't be written.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -99,17 +101,20 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
     chapter = chapter_path(name)
     check_against(chapter, parameters)
     partial = output.with_name(f"{output.stem}.partial.ipynb")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _told(output.parent):
-            notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
-    except papermill.PapermillExecutionError as error:
-        raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
-    except DeadKernelError as error:
-        raise FileProblem(f"the process that ran {shown(partial)} was killed: perhaps it wanted more memory than there is") from error
-    notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
-    save(notebook, output)
-    partial.unlink(missing_ok=True)  # of two jobs that make the same chapter, the other may have been here
+    with only_one(output.with_name(f".{output.stem}.lease"), f"waiting for the process that executes {shown(output)} …") as hold:
+        if is_current(output, chapter, parameters, reads, writes):
+            return
+        try:
+            with _told(output.parent):
+                notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
+        except papermill.PapermillExecutionError as error:
+            raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
+        except (OSError, RuntimeError) as error:  # of papermill and its kernel: a full disk, a kernel that was killed
+            raise FileProblem(f"{shown(partial)}: {reason(error)}; once there is room and memory, the same command goes on") from error
+        notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
+        hold()
+        save(notebook, output)
+        partial.unlink(missing_ok=True)
 
 
 def check_against(chapter: Path, parameters: dict[str, Any]) -> None:

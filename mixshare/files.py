@@ -4,11 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from mixshare.errors import FileProblem
+
+LEASE_SECONDS = 60.0  # without a heartbeat, after which a writer on another host counts as dead; on this host a dead one is known at once
 
 
 def project_root() -> Path:
@@ -56,7 +61,7 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         if path.parent.is_dir():
             beside.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # torch and safetensors report a full disk as RuntimeErrors of their own
-            raise FileProblem(f"can't write {shown(path)}: {_reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
+            raise FileProblem(f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
         raise
 
 
@@ -80,9 +85,44 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileProblem(f"can't read {shown(path)}: {_reason(error)}") from error
+        raise FileProblem(f"can't read {shown(path)}: {reason(error)}") from error
     except ValueError as error:
         raise FileProblem(f"{shown(path)} is damaged ({error}); delete it, and the run makes it again") from error
+
+
+@contextmanager
+def only_one(path: Path, told: str, waits: bool = True) -> Iterator[Callable[[], None]]:
+    """Hold the lease that lies at `path` while it is there: of several processes one goes on; the others say `told`, and wait.
+
+    Yields a function to be called before each write, which raises OSError where the hold was lost: to another host's process, if
+    this one gave no heartbeat for LEASE_SECONDS (asleep, say). Raises OSError where the lease can't be written, and, with what was
+    to be told, where it is held and this process does not wait.
+    """
+    folder = shown(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease = filelock.SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=0.05)
+        try:
+            lease.acquire(timeout=0.5)  # that of a dead process is taken in this time
+        except filelock.Timeout:
+            if not waits:
+                raise FileProblem(told) from None
+            print(told, flush=True)
+            lease.acquire()
+    except FileProblem:
+        raise
+    except OSError as error:
+        raise FileProblem(f"can't write {folder}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
+
+    def hold() -> None:
+        """Raises OSError unless the lease is still this process's."""
+        if not lease.is_lock_held_by_us:
+            raise FileProblem(f"{folder} was taken over by another process, or removed; this one stops, and nothing is lost")
+
+    try:
+        yield hold
+    finally:
+        lease.release()
 
 
 def need_room(folder: Path, size: int) -> None:
@@ -108,5 +148,6 @@ def digest_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error's first line, without numbers and paths where it is the system's."""
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ unfinished, .lease while a process trains it.
 """
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -23,12 +23,12 @@ from safetensors.torch import save as safetensors
 
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
-from mixshare.files import json_text, outputs_folder, project_root, published_folder, read_json, sha256, shown, write, write_json, write_text
+from mixshare.files import json_text, only_one, outputs_folder, project_root, published_folder, read_json, sha256, shown
+from mixshare.files import write, write_json, write_text
 from mixshare.model import MimoWideResNet
 
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", SUMS, "metrics.json")
-LEASE_SECONDS = 60.0  # without a heartbeat, after which a writer on another host counts as dead; on this host a dead one is known at once
 LARGE_FILES = ("test_logits.npz", "weights.safetensors")  # published for every seed only where they are small, the latter rather
 
 
@@ -136,12 +136,18 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     return None if whole else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
 
 
+_SUM = r"([0-9a-f]{64})  ([A-Za-z0-9_.]+)\n"  # a line of SHA256SUMS
+
+
 def changed(folder: Path) -> str | None:
     """The first file of a run whose digest is not, or not rightly, in its SHA256SUMS."""
     try:
-        sums = dict(line.split("  ")[::-1] for line in (folder / SUMS).read_text(encoding="ascii").splitlines())
+        text = (folder / SUMS).read_bytes().decode("ascii")
     except (OSError, ValueError):
         return SUMS
+    if not re.fullmatch(f"({_SUM})+", text):
+        return SUMS
+    sums = {name: digest for _, digest, name in re.findall(f"({_SUM})", text)}
     there = (name for name in RUN_FILES if name != SUMS and (folder / name).is_file())
     return next((name for name in there if sums.get(name) != sha256((folder / name).read_bytes())), None)
 
@@ -182,32 +188,13 @@ def load(config: RunConfig) -> Run:
 def only_writer(config: RunConfig) -> Iterator[Callable[[], None]]:
     """Hold the run's folder: two processes never train the same run; the second waits here and then finds it done.
 
-    Yields a function to be called before each write, which raises OSError where the hold was lost: to another host's process, if
-    this one gave no heartbeat for LEASE_SECONDS (asleep, say). Raises OSError where the folder can't be written.
+    Yields a function to be called before each write, as `files.only_one` does. Raises OSError where the folder can't be written.
     """
     folder = run_folder(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lease = filelock.SoftFileLease(folder / ".lease", lease_duration=LEASE_SECONDS, poll_interval=0.05)
-        try:
-            lease.acquire(timeout=0.5)  # that of a dead process is taken in this time
-        except filelock.Timeout:
-            print(f"waiting for the process that trains {shown(folder)} …", flush=True)
-            lease.acquire()
-    except OSError as error:
-        raise FileProblem(f"can't write {shown(folder)}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
-
-    def hold() -> None:
-        """Raises OSError unless the lease is still this process's."""
-        if not lease.is_lock_held_by_us:
-            raise FileProblem(f"{shown(folder)} was taken over by another process, or removed; this one stops, and nothing is lost")
-
-    try:
+    with only_one(folder / ".lease", f"waiting for the process that trains {shown(folder)} …") as hold:
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield hold
-    finally:
-        lease.release()
 
 
 def save(

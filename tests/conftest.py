@@ -10,9 +10,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 import mixshare
 from mixshare import runs
+
+settings.register_profile("nightly", max_examples=5000)  # `make nightly`: the same tests, for longer
+
+
+@pytest.fixture(scope="session")
+def nightly(pytestconfig):
+    """Whether there is time: tests that can go on for long then do."""
+    return pytestconfig.getoption("hypothesis_profile") == "nightly"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures that tests have recorded."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid.split('::')[-1]}: {name}: {value}")
 
 
 @pytest.fixture
