@@ -5,14 +5,14 @@ import json
 import reprlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixshare.config import RunConfig
 from mixshare.errors import FileProblem, InvalidType, InvalidValue
-from mixshare.files import digest_of, only_one, project_root, reason, shown, write_text
+from mixshare.files import digest_of, free, only_one, project_root, reason, shown, write_text
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 QUIET_KERNEL = ["--log-level=50"]  # ipykernel else warns in every run that its sockets on this host are not encrypted
@@ -112,8 +112,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
         except (OSError, RuntimeError) as error:  # of papermill and its kernel: a full disk, a kernel that was killed
             raise FileProblem(f"{shown(partial)}: {reason(error)}; once there is room and memory, the same command goes on") from error
         notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
-        hold()
-        save(notebook, output)
+        save(notebook, output, hold)
         partial.unlink(missing_ok=True)
 
 
@@ -134,7 +133,7 @@ def refresh(name: str) -> None:
     save(notebook, path)
 
 
-def save(notebook: Any, path: Path) -> None:
+def save(notebook: Any, path: Path, hold: Callable[[], None] = free) -> None:
     """Write an executed notebook without what differs from run to run and from machine to machine: times, folders, identifiers."""
     import nbformat
 
@@ -147,7 +146,7 @@ def save(notebook: Any, path: Path) -> None:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
     nbformat.validate(notebook)
-    write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
+    write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n", hold)
 
 
 @contextmanager

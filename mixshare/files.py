@@ -45,8 +45,13 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Let `writer` write a file beside `path`, then move it there; on an error nothing is left behind.
+def free() -> None:
+    """The hold of a file that has one writer by itself: always given."""
+
+
+def write(path: Path, writer: Callable[[Path], Any], hold: Callable[[], None] = free) -> None:
+    """Let `writer` write a file beside `path`, then move it there if `hold`, from `only_one`, is still given; on an error nothing
+    is left behind.
 
     Raises OSError, naming the file and what would help, where it can't be written.
     """
@@ -56,18 +61,20 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         writer(beside)
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
+        hold()  # after all that takes time
         os.replace(beside, path)
     except BaseException as error:  # a keyboard's interrupt too leaves nothing behind
         if path.parent.is_dir():
             beside.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):  # torch and safetensors report a full disk as RuntimeErrors of their own
+        if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileProblem):
+            # torch and safetensors report a full disk as RuntimeErrors of their own
             raise FileProblem(f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, hold: Callable[[], None] = free) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    write(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+    write(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"), hold)
 
 
 def json_text(value: Any) -> str:
@@ -91,12 +98,11 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def only_one(path: Path, told: str, waits: bool = True) -> Iterator[Callable[[], None]]:
-    """Hold the lease that lies at `path` while it is there: of several processes one goes on; the others say `told`, and wait.
+def only_one(path: Path, told: str) -> Iterator[Callable[[], None]]:
+    """Hold the lease at `path`: of several processes, on this host or on others, one goes on; the others say `told`, and wait.
 
-    Yields a function to be called before each write, which raises OSError where the hold was lost: to another host's process, if
-    this one gave no heartbeat for LEASE_SECONDS (asleep, say). Raises OSError where the lease can't be written, and, with what was
-    to be told, where it is held and this process does not wait.
+    Yields the hold, a function that `write` calls before it moves a file into place, and which raises OSError where the lease was
+    lost: to another process, if this one gave no heartbeat for LEASE_SECONDS (asleep, say). Raises OSError where it can't be written.
     """
     folder = shown(path.parent)
     try:
@@ -105,12 +111,8 @@ def only_one(path: Path, told: str, waits: bool = True) -> Iterator[Callable[[],
         try:
             lease.acquire(timeout=0.5)  # that of a dead process is taken in this time
         except filelock.Timeout:
-            if not waits:
-                raise FileProblem(told) from None
             print(told, flush=True)
             lease.acquire()
-    except FileProblem:
-        raise
     except OSError as error:
         raise FileProblem(f"can't write {folder}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
 

@@ -23,8 +23,8 @@ from safetensors.torch import save as safetensors
 
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
-from mixshare.files import json_text, only_one, outputs_folder, project_root, published_folder, read_json, sha256, shown
-from mixshare.files import write, write_json, write_text
+from mixshare.files import free, json_text, only_one, outputs_folder, project_root, published_folder, read_json, sha256, shown
+from mixshare.files import write, write_text
 from mixshare.model import MimoWideResNet
 
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
@@ -188,7 +188,7 @@ def load(config: RunConfig) -> Run:
 def only_writer(config: RunConfig) -> Iterator[Callable[[], None]]:
     """Hold the run's folder: two processes never train the same run; the second waits here and then finds it done.
 
-    Yields a function to be called before each write, as `files.only_one` does. Raises OSError where the folder can't be written.
+    Yields the hold, as `files.only_one` does. Raises OSError where the folder can't be written.
     """
     folder = run_folder(config)
     with only_one(folder / ".lease", f"waiting for the process that trains {shown(folder)} …") as hold:
@@ -198,32 +198,39 @@ def only_writer(config: RunConfig) -> Iterator[Callable[[], None]]:
 
 
 def save(
-    config: RunConfig, model: MimoWideResNet, history: list[dict], logits: torch.Tensor, labels: torch.Tensor, metrics: dict[str, Any]
+    config: RunConfig,
+    model: MimoWideResNet,
+    history: list[dict],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    metrics: dict[str, Any],
+    hold: Callable[[], None] = free,
 ) -> Run:
-    """Write a finished run, metrics.json last, and drop its checkpoint."""
+    """Write a finished run, metrics.json last, and drop its checkpoint; each while its folder is held."""
     folder = run_folder(config)
     figures = json_text(metrics)  # first: nothing is written of what could not be written whole
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
-    write_json(folder / "config.json", config.to_dict())
-    write_history(folder, history)
-    write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)))
-    write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels))
-    write_sums(folder, {"metrics.json": figures.encode()})
-    write_text(folder / "metrics.json", figures)
+    write_text(folder / "config.json", json_text(config.to_dict()), hold)
+    write_history(folder, history, hold)
+    write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)), hold)
+    write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels), hold)
+    write_sums(folder, {"metrics.json": figures.encode()}, hold)
+    write_text(folder / "metrics.json", figures, hold)
+    hold()
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(config, folder)
 
 
-def write_sums(folder: Path, coming: dict[str, bytes] | None = None) -> None:
+def write_sums(folder: Path, coming: dict[str, bytes] | None = None, hold: Callable[[], None] = free) -> None:
     """Write SHA256SUMS over a run's files as they lie there, those still `coming` by their content."""
     names = [name for name in RUN_FILES if name != SUMS and ((folder / name).is_file() or name in (coming or {}))]
     contents = ((coming or {}).get(name) or (folder / name).read_bytes() for name in names)
-    write_text(folder / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in zip(names, contents)))
+    write_text(folder / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in zip(names, contents)), hold)
 
 
-def write_history(folder: Path, history: list[dict]) -> None:
+def write_history(folder: Path, history: list[dict], hold: Callable[[], None] = free) -> None:
     """Write history.csv, one row an epoch, figures to their last bit."""
-    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False), hold)
 
 
 def _save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:

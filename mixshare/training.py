@@ -101,8 +101,7 @@ def _trained(config: RunConfig, data: Data, device: torch.device) -> Generator[N
         except torch.OutOfMemoryError:
             raise FileProblem(OUT_OF_MEMORY) from None
         metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
-        hold()
-        runs.save(config, training.model, training.history, logits, labels, metrics)
+        runs.save(config, training.model, training.history, logits, labels, metrics, hold)
 
 
 class Training:
@@ -137,9 +136,8 @@ class Training:
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
                 if (begun := time.monotonic()) >= due:
-                    hold()
-                    write(path, self.save)
-                    runs.write_history(path.parent, self.history)  # for a person who watches; resuming reads the checkpoint
+                    write(path, self.save, hold)
+                    runs.write_history(path.parent, self.history, hold)  # for a person who watches; resuming reads the checkpoint
                     due = (done := time.monotonic()) + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
 
     def epoch(self, step: Step) -> Iterator[None]:

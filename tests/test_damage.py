@@ -79,7 +79,9 @@ def test_a_damaged_checkpoint_is_refused_by_name_or_holds_what_it_held(spoilt, t
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_archive_of_data_is_refused_by_name_or_holds_what_it_held(save, spoilt, tmp_path, monkeypatch, in_a_line, record_property):
+def test_a_damaged_archive_of_data_is_refused_by_name_or_holds_what_it_held(
+    save, spoilt, tmp_path, monkeypatch, in_a_line, record_property
+):
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path))
     few, path = load_data("digits-few"), tmp_path / "own.npz"
     splits = {f"{split}_{kind}": getattr(few, f"{split}_{kind}").numpy() for split in ("train", "test") for kind in ("images", "labels")}

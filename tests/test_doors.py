@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mixshare import RunConfig, __main__, chapters, checkpoint, runs, targets, training
+from mixshare import RunConfig, __main__, chapters, checkpoint, runs, training
 from mixshare.config import METHODS, PROFILES
 from mixshare.data import load_data
 from mixshare.files import data_folder
@@ -24,7 +24,24 @@ few = settings(many, max_examples=max(20, settings.default.max_examples // 5))  
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 CHAPTERS = [path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")]
 
-PATHS = ["..", "../out", "/out", "a/../../out", "..\\out", "~", "$HOME", ".", "", "out\0", "-o", "--help", "'; touch out; '", "{out}", "%s", "é" * 300]
+PATHS = [
+    "..",
+    "../out",
+    "/out",
+    "a/../../out",
+    "..\\out",
+    "~",
+    "$HOME",
+    ".",
+    "",
+    "out\0",
+    "-o",
+    "--help",
+    "'; touch out; '",
+    "{out}",
+    "%s",
+    "é" * 300,
+]
 words = st.sampled_from([*PATHS, *METHODS, *PROFILES, *FIELDS]) | st.text(max_size=20)
 numbers = st.integers() | st.sampled_from([2**63, -(10**400)]) | st.floats()
 plain = st.none() | st.booleans() | numbers | words
@@ -57,7 +74,10 @@ def test_a_configuration_of_anything_is_refused_in_a_line_or_names_one_folder(pr
 def test_overrides_of_a_true_method_are_refused_in_a_line_or_name_one_folder(overrides):
     def place():
         config = RunConfig.of("smoke", "mixshare", 1, overrides)
-        assert len(runs.run_folder(config, Path("base")).parts) == 4 and RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert (
+            len(runs.run_folder(config, Path("base")).parts) == 4
+            and RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        )
 
     refused(place)
 
@@ -72,7 +92,12 @@ def test_a_configuration_on_disk_of_anything_is_refused_in_a_line(fields):
 
 
 @many
-@given(chapter=st.sampled_from(CHAPTERS), parameters=st.fixed_dictionaries({}, optional={name: anything for name in ("profile", "method", "seed", "seeds", "methods", "overrides")}))
+@given(
+    chapter=st.sampled_from(CHAPTERS),
+    parameters=st.fixed_dictionaries(
+        {}, optional={name: anything for name in ("profile", "method", "seed", "seeds", "methods", "overrides")}
+    ),
+)
 def test_parameters_of_a_chapter_are_refused_in_a_line_or_reach_it_as_the_values_that_they_are(chapter, parameters):
     from papermill.translators import PythonTranslator
 
@@ -127,12 +152,19 @@ arguments = words.filter(lambda word: "\0" not in word)  # which no command line
 
 
 @few
-@given(profile=arguments, methods=st.lists(arguments, max_size=3), seeds=st.lists(arguments | st.integers().map(str), max_size=3), fresh=st.booleans())
+@given(
+    profile=arguments,
+    methods=st.lists(arguments, max_size=3),
+    seeds=st.lists(arguments | st.integers().map(str), max_size=3),
+    fresh=st.booleans(),
+)
 @example(profile="../out", methods=["mimo"], seeds=["1"], fresh=True)
 @example(profile="smoke", methods=["../../../out"], seeds=["1"], fresh=True)
 def test_no_batch_of_any_name_touches_a_file_outside_of_the_outputs(world, monkeypatch, capsys, profile, methods, seeds, fresh):
     before = sorted(world.rglob("*"))
-    commanded(monkeypatch, capsys, "prepare", f"--methods={','.join(methods)}", f"--seeds={','.join(seeds)}", *["--fresh"][:fresh], "--", profile)
+    commanded(
+        monkeypatch, capsys, "prepare", f"--methods={','.join(methods)}", f"--seeds={','.join(seeds)}", *["--fresh"][:fresh], "--", profile
+    )
     commanded(monkeypatch, capsys, "table", "--", profile)
     assert [path for path in sorted(world.rglob("*")) if path not in before and world / "outputs" not in (path, *path.parents)] == []
     assert [path for path in before if not path.exists()] == []
@@ -182,7 +214,10 @@ def sound(made, tmp_path_factory):
 
 
 @many
-@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95", pickle.dumps(Trap()), pickle.dumps(Trap(), protocol=0)]), content=st.binary(max_size=300))
+@given(
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95", pickle.dumps(Trap()), pickle.dumps(Trap(), protocol=0)]),
+    content=st.binary(max_size=300),
+)
 def test_a_checkpoint_of_any_bytes_is_refused_in_a_line_and_no_code_in_it_runs(world, start, content):
     path = world / "checkpoint.pt"
     path.write_bytes(start + content)

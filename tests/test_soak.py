@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pytest
 from scipy import stats
 
 import mixshare
