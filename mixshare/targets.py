@@ -182,7 +182,10 @@ def chapter(name: str, parameters: dict[str, Any]) -> Target:
     """A chapter as a batch would make it: 01 in its run's folder, the others with the studies; raises ValueError for what can't be."""
     check_member("chapter", name, ("01_training", *LOOKS))
     chapters.check_against(chapters.chapter_path(name), parameters)
-    return study(name, parameters) if name in LOOKS else training(RunConfig.of(**parameters))
+    try:
+        return study(name, parameters) if name in LOOKS else training(RunConfig.of(**parameters))
+    except KeyError as error:
+        raise InvalidValue(f"a batch's {name} has a parameter {error}, which is not given") from error
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mixshare import RunConfig, __main__, chapters, checkpoint, runs, training
+from mixshare import RunConfig, __main__, chapters, checkpoint, grids, runs, targets, training
 from mixshare.config import METHODS, PROFILES
 from mixshare.data import load_data
 from mixshare.files import data_folder
@@ -46,6 +47,7 @@ words = st.sampled_from([*PATHS, *METHODS, *PROFILES, *FIELDS]) | st.text(max_si
 numbers = st.integers() | st.sampled_from([2**63, -(10**400)]) | st.floats()
 plain = st.none() | st.booleans() | numbers | words
 anything = st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=10)
+likely = st.sampled_from(["smoke", "mimo", 1, [1], ["mimo"], {}, ""]) | anything
 overrides = st.dictionaries(st.sampled_from(FIELDS) | words, anything, max_size=4)
 
 
@@ -122,6 +124,97 @@ def test_a_chapter_of_any_other_name_is_refused_in_a_line(name):
     assert name in CHAPTERS or refused(chapters.chapter_path, name)
 
 
+@few
+@given(
+    chapter=st.sampled_from(CHAPTERS) | words,
+    parameters=st.dictionaries(
+        st.sampled_from(["profile", "method", "seed", "seeds", "methods", "overrides", "grid", "train_missing"]), likely
+    ),
+)
+def test_a_chapter_of_any_parameters_is_refused_in_a_line_or_has_its_place_in_the_outputs(world, chapter, parameters):
+    def place():
+        target = targets.chapter(chapter, parameters)
+        for path in (target.output, *target.writes):
+            assert path.resolve().is_relative_to(world / "outputs")
+
+    refused(place)
+
+
+# ---- grids
+
+
+DANGERS = [
+    "!!python/object/apply:os.mkdir [sprung]",
+    "!!python/object/new:os.mkdir [sprung]",
+    "!!python/name:os.mkdir",
+    "!!python/module:os",
+    "!!python/object:os.mkdir {path: sprung}",
+    "!!binary sprung",
+    "!!timestamp 2022-99-99",
+    "*a",
+    "&a [*a]",
+    "{? [] : 1}",
+    "<<: 1",
+]
+HEAD = "profile: smoke\nmethods: [single, mimo]\nseeds: [1, 2]\n"
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+
+
+def declared(world, content: bytes | str) -> None:
+    """Read a grid of this content; what is taken names runs below the outputs alone, and no code of it runs."""
+    path = world / "study.yml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    before = sorted(world.rglob("*"))
+
+    def runs_of():
+        found = targets.grid_of(str(path))
+        assert all(target.output.is_relative_to(world / "outputs") for target in found) and len(found) <= grids.MOST_RUNS + 1
+
+    message = refused(runs_of)
+    assert message is None or "study.yml" in message
+    assert sorted(world.rglob("*")) == before
+
+
+@many
+@given(content=st.binary(max_size=200) | st.text(max_size=200))
+def test_a_grid_of_any_text_is_refused_in_a_line_that_names_it(world, content):
+    declared(world, content)
+
+
+@many
+@given(content=st.dictionaries(st.sampled_from(list(grids.KEYS)) | words, anything, max_size=6) | anything)
+@example({"profile": "smoke", "methods": ["mimo"], "seeds": [1], "vary": {f"l2{n}": list(range(10)) for n in range(12)}})
+@example({"profile": "smoke", "methods": [["mimo"]], "seeds": [{}]})
+@example({"profile": "smoke", "methods": ["mimo"], "seeds": [1], "overrides": [{"dataset": "../../out"}]})
+def test_a_grid_of_any_values_is_refused_in_a_line_that_names_it(world, content):
+    declared(world, yaml.safe_dump(content))
+
+
+@many
+@given(
+    vary=st.dictionaries(st.sampled_from(FIELDS) | words, st.lists(plain, max_size=3), max_size=2),
+    methods=st.lists(st.sampled_from(list(METHODS)) | words, max_size=3),
+    seeds=st.lists(st.integers(0, 9) | plain, max_size=3),
+)
+def test_a_grid_that_is_nearly_right_is_refused_in_a_line_that_names_it(world, vary, methods, seeds):
+    declared(world, yaml.safe_dump({"profile": "smoke", "methods": methods, "seeds": seeds, "vary": vary}))
+
+
+@pytest.mark.parametrize("danger", DANGERS)
+@pytest.mark.parametrize("form", ["{}", HEAD + "vary: {{width: [{}]}}", HEAD + "overrides: [{}]", HEAD + "baseline: {}", "profile: {}"])
+def test_a_grid_that_brings_code_is_refused_and_it_does_not_run(world, danger, form):
+    with pytest.raises(REFUSALS, match="study.yml"):
+        (world / "study.yml").write_text(form.format(danger))
+        grids.read(world / "study.yml")
+    assert not (world / "home" / "sprung").exists()
+    declared(world, form.format(danger))
+
+
+@pytest.mark.parametrize("form", [BOMB, HEAD + "vary:\n" + "".join(f" {line}\n" for line in BOMB.splitlines()), "[" * 5000])
+def test_a_grid_that_would_grow_without_end_is_refused_at_once(world, form):
+    declared(world, form)
+
+
 # ---- the command line
 
 
@@ -183,9 +276,10 @@ def test_no_run_of_any_name_touches_a_file_outside_of_the_outputs(world, monkeyp
         assert len(runs.run_folder(config, Path("base")).parts) == 4
 
     monkeypatch.setattr(training, "train", known)  # which would take long
+    monkeypatch.setattr(targets.Target, "make", lambda target: known(target.config))
     before = sorted(world.rglob("*"))
     commanded(monkeypatch, capsys, "train", "--", run)
-    commanded(monkeypatch, capsys, "chapter", "--parameters", run, "--", "01_training\0", "x.ipynb")
+    commanded(monkeypatch, capsys, "chapter", "--", "01_training", run)
     assert sorted(world.rglob("*")) == before
 
 
