@@ -13,7 +13,8 @@ import psutil
 from mixshare import runs
 from mixshare.files import project_root
 
-METHOD, SEEDS = "single", (1, 2)
+METHOD, SEEDS, EPOCHS = "single", (1, 2), 6
+GRID = f"profile: smoke\nmethods: [{METHOD}]\nseeds: {list(SEEDS)}\noverrides: [{{epochs: {EPOCHS}}}]\n"
 # How a victim is known by its command line. The shells and make between them are left to notice by themselves.
 VICTIMS = {"snakemake": "bin/snakemake", "papermill": "-m mixshare chapter", "kernel": "ipykernel_launcher"}
 # Python runs this at its start where it lies on PYTHONPATH: it keeps a checkpoint an epoch, and logs what is trained and what is kept.
@@ -57,21 +58,22 @@ sys.meta_path.insert(0, Watch())
 
 
 class Batch:
-    """`make` for two small runs and their chapters, in a folder of its own, with all the processes that come of it."""
+    """`make grid` for two small runs and their chapters, in a folder of its own, with all the processes that come of it."""
 
     def __init__(self, base: Path):
         self.base, self.log, self.outputs = base, base / "log", base / "outputs"
         (base / "site").mkdir(parents=True)
         (base / "site" / "sitecustomize.py").write_text(SITE)
+        (base / "killed.yml").write_text(GRID)
         (base / "workflow").symlink_to(project_root() / "workflow")
         paths = os.pathsep.join([str(base / "site"), str(project_root())])
         self.environment = os.environ | {"MIXSHARE_OUTPUTS": str(self.outputs), "PYTHONPATH": paths, "LOG": str(self.log)}
 
     def make(self) -> subprocess.Popen:
-        options = [f"BIN={Path(sys.executable).parent}", "PROFILE=smoke", f"METHODS={METHOD}", f"SEEDS={','.join(map(str, SEEDS))}", "CORES=2"]
+        options = [f"BIN={Path(sys.executable).parent}", f"GRID={self.base / 'killed.yml'}", "CORES=2"]
         command = ["make", "--no-print-directory", "-C", str(self.base), "-f", str(project_root() / "Makefile"), "--old-file=env", *options]
         with (self.base / "said").open("ab") as said:
-            return subprocess.Popen([*command, "reproduce"], env=self.environment, stdout=said, stderr=subprocess.STDOUT)
+            return subprocess.Popen([*command, "grid"], env=self.environment, stdout=said, stderr=subprocess.STDOUT)
 
     def living(self) -> dict[str, list[psutil.Process]]:
         """The victims that live, orphans too: all processes to which this batch's outputs folder is the outputs folder."""
@@ -153,9 +155,9 @@ def test_whoever_is_killed_in_a_batch_one_more_make_ends_it_and_nothing_kept_is_
             batch.end()
         assert not trained_again(batch.log.read_text())
         for seed in SEEDS:
-            run = finished(METHOD, seed)
+            run = finished(METHOD, seed, epochs=EPOCHS)
             found, wanted = contents(runs.run_folder(run.config, batch.outputs)), contents(run.folder)
             assert {name: found[name] == wanted[name] for name in runs.RUN_FILES} == dict.fromkeys(runs.RUN_FILES, True)
-        assert (batch.outputs / "smoke" / "chapters" / "05_results.ipynb").is_file() and not list(batch.outputs.rglob(".*.tmp"))
+        assert (batch.outputs / "smoke" / "chapters" / "05_results-killed.ipynb").is_file() and not list(batch.outputs.rglob(".*.tmp"))
     record_property("killed", dict(killed))
     record_property("seconds of the last make", [round(value) for value in seconds])
