@@ -145,8 +145,8 @@ def test_the_slower_a_checkpoint_is_written_the_rarer_it_is(took, written, monke
         yield from epoch(self, step)
         now[0] += 10
 
-    def slow_write(path, writer):
-        write(path, writer)
+    def slow_write(path, writer, hold):
+        write(path, writer, hold)
         now[0] += took
         moved.append(path.name)
 
