@@ -109,7 +109,9 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
                 notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
         except papermill.PapermillExecutionError as error:
             raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
-        except (OSError, RuntimeError) as error:  # of papermill and its kernel: a full disk, a kernel that was killed
+        except DeadKernelError as error:
+            raise FileProblem(f"the process that ran {shown(partial)} was killed: perhaps it wanted more memory than there is") from error
+        except (OSError, RuntimeError) as error:  # of papermill, such as a full disk
             raise FileProblem(f"{shown(partial)}: {reason(error)}; once there is room and memory, the same command goes on") from error
         notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
         save(notebook, output, hold)
