@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from mixshare import grids, results, runs, targets
@@ -21,17 +22,21 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
     """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
 
     methods and seeds as `targets.selection` takes them, where a profile was not run with all of them. A grid, in place of a profile,
-    is added to what is there of its profile, its runs without chapters and weights.
+    is added to what is there of its profile, its runs without chapters.
 
     Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
     committed tree, names this machine or its user, or is too large.
     """
-    made = [_light(target) for target in targets.grid_of(grid)] if grid else batch(profile, methods, seeds)
+    made = targets.grid_of(grid) if grid else batch(profile, methods, seeds)
     profile = made[0].config.profile if grid else profile
     place = published_folder() / profile
-    copies = {place / path.relative_to(outputs_folder() / profile): path for path in _files(profile, made)}
-    kept = [path for path in place.rglob("*") if path.is_file() and path not in copies] if grid else []
-    size = sum(path.stat().st_size for path in [*copies.values(), *kept])
+    files, old = _files(profile, made), []
+    if grid:
+        files = [path for path in files if path.name != "01_training.ipynb"]
+        old = [path for path in place.rglob("*") if path.is_file()]
+    kept = [path for path in old if outputs_folder() / path.relative_to(published_folder()) not in files]
+    copies = {place / path.relative_to(outputs_folder() / profile): path for path in _most(files, MOST_BYTES - _size(kept))}
+    size = _size([*copies.values(), *kept])
     if size > MOST_BYTES:
         raise FileProblem(f"{size / 1e6:.0f} MB to publish for {profile}; possible are {MOST_BYTES / 1e6:.0f} MB")
     for path in copies.values():
@@ -48,7 +53,7 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
 
 
 def _light(target: Target) -> Target:
-    """A run of a grid without its chapter: there are many."""
+    """A run of a grid, without its chapter and weights."""
     return Target(target.output.with_name("metrics.json"), config=target.config) if target.config else target
 
 
@@ -75,11 +80,22 @@ def _files(profile: str, made: Sequence[Target]) -> list[Path]:
             _refuse_uncommitted(runs.Run(target.config, target.output.parent))
             names = runs.RUN_FILES if target.chapter else [name for name in runs.RUN_FILES if name != "weights.safetensors"]
             found += [target.output.parent / name for name in names]
-    first = min((target.config.seed for target in made if target.config), default=0)
-    for name in runs.LARGE_FILES:  # where it is too much, those of the first seed alone
-        if sum(path.stat().st_size for path in found) > MOST_BYTES:
-            found = [path for path in found if path.name != name or path.parent.name == f"seed-{first}"]
     return list(dict.fromkeys(found))
+
+
+def _most(files: Sequence[Path], room: int) -> list[Path]:
+    """All files where there is room, else without some of the large ones: those of later seeds or all of a kind, as few as it takes."""
+    first = min((path.parent.name for path in files if path.name in runs.LARGE_FILES), key=lambda name: int(name[5:]), default="")
+    choices = []
+    for some in product((0, 1, 2), repeat=len(runs.LARGE_FILES)):  # of each kind all, the first seed's, none
+        left = dict(zip(runs.LARGE_FILES, some, strict=True))
+        choices.append([path for path in files if left.get(path.name, 0) < (2 if path.parent.name == first else 1)])
+    fitting = [choice for choice in choices if _size(choice) <= room]
+    return max(fitting, key=_size) if fitting else min(choices, key=_size)
+
+
+def _size(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def _refuse_uncommitted(run: runs.Run) -> None:
