@@ -8,7 +8,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile w
 # Several runs on this machine's own GPU; not on a cluster's login node.
 TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together,:)
 
-.PHONY: env lock reproduce studies grid plan speed publish verify test nightly notebook chapters clean
+.PHONY: env lock reproduce studies grid plan speed publish verify book test nightly notebook chapters clean
 .DEFAULT_GOAL := reproduce
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
@@ -49,6 +49,9 @@ publish: env ## check a profile's results, or a grid's, copy them to outputs/pub
 verify: env ## check a run: its files, its figures from its answers and weights, its chapter (RUN=a run's folder, RETRAIN=1)
 	@$(BIN)/python -m mixshare verify $(RUN) $(if $(RETRAIN),--retrain)
 
+book: env ## a profile's executed chapters as a site to read, outputs/<profile>/book/index.html (PROFILE)
+	@$(BIN)/python -m mixshare book $(PROFILE)
+
 test: env ## the tests, and the chapters in their smoke form against their committed outputs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(PYTEST)
 
@@ -63,7 +66,7 @@ chapters: env ## execute the chapters in their smoke form and put the outputs in
 
 lock: ## resolve pyproject.toml into requirements.lock again, for all systems
 	@$(PYTHON) -m pip install --quiet uv
-	@$(PYTHON) -m uv pip compile pyproject.toml --extra notebooks --extra test --universal --fork-strategy fewest --no-header --no-annotate --quiet --output-file requirements.lock
+	@$(PYTHON) -m uv pip compile pyproject.toml --extra book --extra notebooks --extra test --universal --fork-strategy fewest --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## the environment and what tools leave behind; results stay
 	@rm -rf .venv .snakemake .pytest_cache .hypothesis *.egg-info build

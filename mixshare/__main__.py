@@ -38,6 +38,8 @@ def main() -> int:
     verify.add_argument("--retrain", action="store_true", help="and train it from scratch")
     table = verbs.add_parser("table", help="print a profile's table of results")
     table.add_argument("profile")
+    book = verbs.add_parser("book", help="render a profile's executed chapters to outputs/<profile>/book")
+    book.add_argument("profile")
     arguments = parser.parse_args()
     try:
         return _run(arguments) or 0
@@ -86,6 +88,10 @@ def _run(arguments: argparse.Namespace) -> int | None:
         from mixshare import verify
 
         return 0 if verify.verify(arguments.folder, arguments.retrain) else 1
+    elif arguments.verb == "book":
+        from mixshare import book
+
+        book.build(arguments.profile)
     else:
         from mixshare import publish
 

@@ -88,41 +88,41 @@ class RunConfig:
     Raises ValueError or TypeError, in one line that says what is possible, for anything that can't be trained.
     """
 
-    profile: str
-    method: str
-    seed: int
-    dataset: str  # "digits", "digits-few", or the name of an archive in the data folder, such as "cifar100"
-    depth: int  # 6n + 4 layers
-    width: float  # channels of the three groups: 16, 32, 64 times the width, rounded
-    members: int  # M, subnetworks
-    epochs: int
-    batch_size: int  # rows a step, of batch_size / batch_repetition different images
-    batch_repetition: int  # b: how often an epoch shows each image to each member
-    learning_rate: float  # default: 0.1 / b * batch_size / 128 (appendix A)
-    momentum: float  # Nesterov's
-    l2: float  # of the loss's term l2 * sum of squares; as SGD's weight decay twice this (MixMo)
-    warmup_epochs: int  # linear, a step at a time
-    milestones: tuple[int, ...]  # epochs, counted from 0, from which on the learning rate is multiplied by decay
-    decay: float
-    crop_padding: int  # pixels of zeros on each side before the random crop
-    flip: bool  # horizontally, with probability 1/2
-    mix: str  # in the input block: "sum", "linear" or "cutmix"
-    mix_probability: float  # of cutmix in a batch; linear otherwise
-    mix_alpha: int  # ratios follow Beta(alpha, alpha); whole
-    mix_fade: float  # with E epochs, mix_probability is multiplied by min(1, fade * (1 - epoch / E)); 0: never fades
-    unmix: bool  # features, with the input block's masks, before the classifiers
-    unmix_normalize: bool  # average over the member's own region; else M times the masked average over all positions
-    unmix_resize: str  # how masks are brought to the feature map's size: "area" or "nearest"
-    encoder_init: str  # "independent", "identical", "colinear", "flipped" or "half" identical kernels
-    tied: bool  # one encoder and one classifier for all members: a single network, trained as a multi-input one
-    input_repetition: float  # share of a batch's rows that hold one image for all members
-    loss_root: float  # r: loss weights are M * ratio^(1/r), normalised; 1 keeps the ratios
-    pixel_cutmix: bool  # CutMix of pixels too (the usual MSDA): probability 1/2, Beta(1, 1)
-    precision: str  # "float32", or "bfloat16" autocast with float32 weights
-    capture: bool  # the step as one CUDA graph; without a GPU the same step runs uncaptured
-    deterministic: bool
-    threads: int  # of the processor
-    device: str  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps"
+    profile: str  #: a row of PROFILES
+    method: str  #: a row of METHODS
+    seed: int  #: of all that is random, weights and plan; from 0 on
+    dataset: str  #: "digits", "digits-few", or the name of an archive in the data folder, such as "cifar100"
+    depth: int  #: 6n + 4 layers
+    width: float  #: channels of the three groups: 16, 32, 64 times the width, rounded
+    members: int  #: M, subnetworks
+    epochs: int  #: the last one is reported
+    batch_size: int  #: rows a step, of batch_size / batch_repetition different images
+    batch_repetition: int  #: b: how often an epoch shows each image to each member
+    learning_rate: float  #: default: 0.1 / b * batch_size / 128 (appendix A)
+    momentum: float  #: Nesterov's
+    l2: float  #: of the loss's term l2 * sum of squares; as SGD's weight decay twice this (MixMo)
+    warmup_epochs: int  #: linear, a step at a time
+    milestones: tuple[int, ...]  #: epochs, counted from 0, from which on the learning rate is multiplied by decay
+    decay: float  #: of the learning rate, at each milestone
+    crop_padding: int  #: pixels of zeros on each side before the random crop
+    flip: bool  #: horizontally, with probability 1/2
+    mix: str  #: in the input block: "sum", "linear" or "cutmix"
+    mix_probability: float  #: of cutmix in a batch; linear otherwise
+    mix_alpha: int  #: ratios follow Beta(alpha, alpha); whole
+    mix_fade: float  #: with E epochs, mix_probability is multiplied by min(1, fade * (1 - epoch / E)); 0: never fades
+    unmix: bool  #: features, with the input block's masks, before the classifiers
+    unmix_normalize: bool  #: average over the member's own region; else M times the masked average over all positions
+    unmix_resize: str  #: how masks are brought to the feature map's size: "area" or "nearest"
+    encoder_init: str  #: "independent", "identical", "colinear", "flipped" or "half" identical kernels
+    tied: bool  #: one encoder and one classifier for all members: a single network, trained as a multi-input one
+    input_repetition: float  #: share of a batch's rows that hold one image for all members
+    loss_root: float  #: r: loss weights are M * ratio^(1/r), normalised; 1 keeps the ratios
+    pixel_cutmix: bool  #: CutMix of pixels too (the usual MSDA): probability 1/2, Beta(1, 1)
+    precision: str  #: "float32", or "bfloat16" autocast with float32 weights
+    capture: bool  #: the step as one CUDA graph; without a GPU the same step runs uncaptured
+    deterministic: bool  #: bits that come out the same again, on a GPU too
+    threads: int  #: of the processor
+    device: str  #: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCK = {canonicalize_name(r.name): r for r in (Requirement(line) for line in LINES)}
 EXTRAS = PROJECT["optional-dependencies"]
-WANTED = [Requirement(r) for group in (PROJECT["dependencies"], EXTRAS["notebooks"], EXTRAS["test"]) for r in group]  # `peer` is not locked
+WANTED = [Requirement(r) for group in (PROJECT["dependencies"], EXTRAS["book"], EXTRAS["notebooks"], EXTRAS["test"]) for r in group]  # `peer` is not locked
 REMEDY = "torch and torchvision are not of one build; install both from the same source, as `make env` does from requirements.lock"
 
 

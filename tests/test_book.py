@@ -1,0 +1,302 @@
+"""The book, built once from the published digits: what stands in it, and every page looked at in headless Chromium, from the disk."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from functools import cache
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+import mixshare
+from mixshare import book, results
+from mixshare.errors import FileProblem
+from mixshare.files import project_root, published_folder
+
+CHAPTERS = [f"chapters/{path.stem}.html" for path in sorted((project_root() / "notebooks").glob("*.ipynb"))]
+RUNS = [f"runs/{name.rsplit('/', 1)[0]}.html" for name in sorted(book.executed("digits")) if name.endswith("01_training.ipynb")]
+RUNS.remove("runs/mixshare/seed-1.html")  # it is chapter 01
+PAGES = ["index.html", *CHAPTERS, "runs.html", *RUNS, "decisions.html", "api.html", "search.html"]
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+# Tables are shown as pandas wrote them, with empty corners. All else that axe-core knows is looked for.
+KNOWN = {"empty-table-header": {"enabled": False}}
+EVERYTHING, CONTRAST = {"rules": KNOWN}, {"runOnly": ["color-contrast"]}
+ALL_BUT_CONTRAST = {"rules": KNOWN | {"color-contrast": {"enabled": False}}}
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory):
+    """The command that built the book, and the folder that it lies in."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    command = [sys.executable, "-m", "mixshare", "book", "digits"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MIXSHARE_OUTPUTS": str(outputs)})
+    return done, outputs / "digits" / "book"
+
+
+@pytest.fixture(scope="session")
+def built(build):
+    done, folder = build
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def soup(built):
+    """`soup(page)`: a page, parsed."""
+    return cache(lambda page: BeautifulSoup((built / page).read_text(encoding="utf-8"), "html.parser"))
+
+
+def text_of(node) -> str:
+    return re.sub(r"\s+", " ", node.get_text(" ", strip=True)).replace("’", "'")
+
+
+class TestTheBook:
+    def test_is_built_without_a_warning_and_nothing_is_left_beside_it(self, build, built):
+        done, _ = build
+        assert done.stderr == "" and re.fullmatch(rf"{len(PAGES)} pages; open .*index\.html\n", done.stdout)
+        assert [path.name for path in built.parent.iterdir()] == ["book"] and [p.name for p in built.parents[1].iterdir()] == ["digits"]
+
+    def test_has_a_page_for_every_chapter_and_run(self, built):
+        found = {path.relative_to(built).as_posix() for path in built.rglob("*.html")}
+        assert {name for name in found if not name.startswith("_static/")} == set(PAGES)
+
+    def test_leads_from_page_to_page_in_the_chapters_order(self, soup):
+        order = ["index.html", *CHAPTERS, "runs.html"]
+        for page, following in zip(order, order[1:]):
+            assert soup(page).select_one("a.right-next")["href"].split("/")[-1] == following.split("/")[-1]
+            assert soup(following).select_one("a.left-prev")["href"].split("/")[-1] == page.split("/")[-1]
+
+    def test_opens_with_the_table_of_the_published_results(self, soup):
+        table = results.read_summary(published_folder() / "digits" / "studies" / "results.csv")
+        rows = [[text_of(cell) for cell in row.select("td")] for row in soup("index.html").select("article table tbody tr")]
+        assert [row[0] for row in rows] == ["Single network", "MIMO", "Cut-MixMo", "MixShare", "deep ensemble of 2"]
+        assert [row[1].split(" ± ")[0] for row in rows] == [f"{100 * value:.2f}" for value in table["accuracy_ensemble_mean"]]
+        assert [row[-1] for row in rows] == [str(n) for n in table["n"]]
+
+    def test_says_on_its_first_page_how_sure_we_are(self, soup):
+        text = text_of(soup("index.html").article)
+        assert "MIMO : separated in 9 of 9" in text and "MixShare : shared in 9 of 9" in text
+        assert "MixShare 1, 2, 3." in text and "threads: 1" in text and "1,297 training images" in text and "40 epochs" in text
+        assert "MixShare minus MIMO, ensemble accuracy: +0.27 percentage points; the 95 % t interval over 3 seeds, -0.49 to +1.03" in text
+        assert text.count("can't tell the two apart") == 3
+
+    def test_has_the_decisions_of_the_readme(self, soup):
+        part = (project_root() / "README.md").read_text().split("## What we had to decide")[1].split("\n## ")[0]
+        rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
+        page = soup("decisions.html").article
+        assert len(page.select("tbody tr")) == len(rows) > 15
+        assert [text_of(row.td) for row in page.select("tbody tr")][-1] == rows[-1].split("|")[1].strip().replace("’", "'")
+
+    @pytest.mark.parametrize("name", [*mixshare.__all__, "mixing.unmix", "mixing.cutmix_masks", "features.block_importance"])
+    def test_documents_the_public_names(self, soup, name):
+        described = soup("api.html").find(id=f"mixshare.{name}").find_next_sibling("dd")
+        assert len(text_of(described)) > 30
+
+    def test_says_what_every_field_of_a_run_is(self, soup):
+        for field in mixshare.RunConfig.__dataclass_fields__:
+            assert text_of(soup("api.html").find(id=f"mixshare.RunConfig.{field}").find_next_sibling("dd")), field
+
+    @pytest.mark.parametrize("page", [*CHAPTERS, *RUNS])
+    def test_shows_what_a_chapter_printed_as_it_was_printed(self, soup, page):
+        name = "mixshare/seed-1/01_training" if "01_training" in page else page.removesuffix(".html")
+        path = f"{name.removeprefix('runs/')}/01_training.ipynb" if name.startswith("runs/") else f"{name}.ipynb"
+        cells = json.loads((published_folder() / "digits" / path).read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        shown = [block.get_text() for block in soup(page).select(".cell_output pre")]
+        printed = [output.get("text") or output["data"]["text/plain"] for output in outputs if len(output.get("data", {})) < 2]
+        assert [text.rstrip("\n") for text in shown] == ["".join(text).rstrip("\n") for text in printed] and len(shown) > 4
+        assert len(soup(page).select("table.dataframe")) == sum("text/html" in output.get("data", {}) for output in outputs)
+        assert len(soup(page).select("article figure img")) == sum("image/png" in output.get("data", {}) for output in outputs)
+
+    @pytest.mark.parametrize("page", ["index.html", *CHAPTERS, *RUNS])
+    def test_describes_every_figure_in_words_of_its_own(self, soup, page):
+        figures = soup(page).select("article figure")
+        assert len(figures) == len(soup(page).select("article img")) > 0
+        for figure in figures:
+            assert len(figure.img["alt"]) > 50 and figure.img["alt"] != text_of(figure.figcaption) and len(text_of(figure.figcaption)) > 30
+
+    def test_writes_formulas_in_mathml(self, soup):
+        for page in (CHAPTERS[0], CHAPTERS[2]):
+            assert (
+                len(soup(page).select("article math")) > 3
+                and "$" not in text_of(soup(page).article)
+                and "\\" not in soup(page).article.p.text
+            )
+        assert "ℳ" in soup(CHAPTERS[2]).math.find_parent("section").text
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_asks_the_network_for_nothing(self, soup, page):
+        loaded = [node.get("src") or node.get("href") for node in soup(page).select("script[src], img, iframe, link:not([rel=canonical])")]
+        assert len(loaded) > 5 and not [url for url in loaded if "//" in url]
+
+
+class TestPuttingPagesTogether:
+    def test_a_readers_own_chapter_goes_before_the_published_one(self, outputs):
+        own = outputs / "digits" / "chapters" / "05_results.ipynb"
+        own.parent.mkdir(parents=True)
+        shutil.copyfile(published_folder() / "digits" / "chapters" / "05_results.ipynb", own)
+        own.with_name("04_adjustments.partial.ipynb").write_text("not whole")
+        found = book.executed("digits")
+        assert found["chapters/05_results.ipynb"] == own and not [name for name in found if "partial" in name]
+        assert found["chapters/03_subnetwork_features.ipynb"].is_relative_to(published_folder())
+        assert "your own" in book.page(own) and "as published" in book.page(found["chapters/03_subnetwork_features.ipynb"])
+
+    def test_another_profile_is_told_as_it_is(self, outputs, tmp_path):
+        book.assemble("cifar100-lite", tmp_path)
+        text = (tmp_path / "index.md").read_text()
+        assert "step by step: cifar100-lite" in text and "50,000 training images of `cifar100`, WRN-16-1, 5 epochs" in text
+        assert "No two methods share two seeds" in text and "t interval" not in text and "chapters/02" not in text
+        assert "This is MixShare, seed 1" in (tmp_path / "chapters" / "01_training.ipynb").read_text()
+
+    def test_a_figure_that_no_chapter_knows_is_described_by_the_part_that_it_stands_in(self, tmp_path):
+        notebook = json.loads((published_folder() / "digits" / "chapters" / "05_results.ipynb").read_text())
+        for cell in notebook["cells"]:
+            if "figures.results(" in "".join(cell["source"]):
+                cell["source"] = "another()"
+        (tmp_path / "05_results.ipynb").write_text(json.dumps(notebook))
+        (cell,) = [cell for cell in json.loads(book.page(tmp_path / "05_results.ipynb"))["cells"] if "another()" in cell["source"]]
+        assert cell["metadata"]["mystnb"]["figure"]["caption"] == "Differences, seed by seed"
+
+    def test_a_profile_without_results_is_a_line_that_says_what_to_type(self, outputs, in_a_line):
+        with pytest.raises(FileProblem, match="make reproduce PROFILE=paper") as caught:
+            book.build("paper")
+        assert in_a_line(caught.value) and not list(outputs.iterdir())
+        with pytest.raises(ValueError, match="did you mean digits"):
+            book.build("digit")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, built):
+    """`tab(page, width, scheme)`: a page of the book, open; what the browser complains about and what it asks for is in `.complaints`."""
+    context = browser.new_context()
+
+    def start(page: str, width: int = 1440, scheme: str = "light"):
+        opened = context.new_page()
+        opened.set_viewport_size({"width": width, "height": 900})
+        opened.emulate_media(color_scheme=scheme)
+        opened.complaints = []
+        complain = opened.complaints.append
+        opened.on("console", lambda message: complain(message.text) if message.type in ("error", "warning") else None)
+        opened.on("pageerror", lambda error: complain(str(error)))
+        opened.on("requestfailed", lambda asked: complain(f"failed: {asked.url}"))
+        opened.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else complain(f"asks for {asked.url}"))
+        opened.goto(f"{built.as_uri()}/{page}")
+        opened.add_style_tag(content="* { transition: none !important; }")  # colours as they are, not on their way
+        return opened
+
+    yield start
+    context.close()
+
+
+def broken(tab, soup, built) -> list[str]:
+    """Links of the page that lead to no file of the book, or to no anchor of it."""
+    found = []
+    for url in sorted(set(tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"))):
+        parts = urllib.parse.urlsplit(url)
+        path = Path(urllib.parse.unquote(parts.path))
+        if parts.scheme == "file":
+            there = path.is_file() and path.is_relative_to(built)
+            anchor = urllib.parse.unquote(parts.fragment)
+            if not there or (anchor and not soup(path.relative_to(built).as_posix()).find(id=anchor)):
+                found.append(url)
+        elif parts.scheme != "https":
+            found.append(url)
+    return found
+
+
+def blank(tab) -> list[str]:
+    """Images that were not loaded, or are of one colour."""
+    images = tab.eval_on_selector_all("img", "images => images.map(image => [image.src, image.naturalWidth])")
+    files = {url: Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)) for url, _ in images}
+    return [url for url, width in images if not width or len(set(Image.open(files[url]).convert("L").getextrema())) == 1]
+
+
+def violations(tab, options) -> list[str]:
+    """What axe-core finds, a line each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    rows_alike = {"exclude": [["table.dataframe tbody tr:nth-child(n+3)"]]}
+    found = Axe().run(tab, rows_alike, options | {"preload": False, "resultTypes": ["violations"]}).response["violations"]
+    return [f"{each['id']}: {each['help']}: {each['nodes'][0]['target']}, {len(each['nodes'])} in all" for each in found]
+
+
+def dark(tab) -> None:
+    """Turn the page dark, as the system does in the evening."""
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+
+
+@pytest.mark.browser
+class TestInABrowser:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_every_page_is_sound(self, tab, soup, built, tmp_path, page):
+        """No complaint, no request, no broken link, no blank image, nothing that axe-core finds, and no scrolling sideways.
+
+        The pages of the runs are one chapter, executed again and again: in the dark, and for axe-core on a telephone, chapter 01
+        stands for them.
+        """
+        one_of_many = page in RUNS
+        opened = tab(page, width=390)
+
+        def sound(*found) -> None:
+            reach = opened.evaluate("document.documentElement.scrollWidth") - opened.viewport_size["width"]
+            wrong = [*opened.complaints, *found, *([f"{reach} px beyond the screen"] if reach > 0 else [])]
+            if wrong:
+                picture = tmp_path / "seen.png"
+                opened.screenshot(path=picture, full_page=True)
+                pytest.fail(f"{page} at {opened.viewport_size['width']} px: {wrong}; seen in {picture}")
+
+        sound(*broken(opened, soup, built), *blank(opened), *([] if one_of_many else violations(opened, ALL_BUT_CONTRAST)))
+        opened.set_viewport_size({"width": 768, "height": 900})
+        sound()
+        opened.set_viewport_size({"width": 1440, "height": 900})
+        sound(*violations(opened, EVERYTHING))
+        if not one_of_many:
+            dark(opened)
+            sound(*violations(opened, CONTRAST))
+
+    def test_code_is_folded_away_until_it_is_asked_for(self, tab):
+        opened = tab(CHAPTERS[2])
+        assert opened.locator(".cell_input").count() > 10 and not opened.locator(".cell_input pre >> visible=true").count()
+        opened.locator("summary", has_text="Show the code").first.click()
+        assert "profile: str" in opened.locator(".cell_input pre >> visible=true").inner_text()
+
+    def test_figures_keep_a_white_ground_in_the_dark(self, tab):
+        opened = tab(CHAPTERS[2])
+        ground = "node => getComputedStyle(node).backgroundColor + ', ' + getComputedStyle(node).filter"
+        assert opened.eval_on_selector("body", ground) == "rgb(255, 255, 255), none"
+        dark(opened)
+        assert opened.eval_on_selector("body", ground) == "rgb(18, 18, 18), none"
+        assert set(opened.eval_on_selector_all("article figure img", f"nodes => nodes.map({ground})")) == {"rgb(255, 255, 255), none"}
+
+    def test_what_is_searched_for_is_found(self, tab):
+        opened = tab("search.html?q=falsified")
+        hits = opened.locator("#search-results li a")
+        hits.first.wait_for()
+        found = {Path(path).name for path in hits.evaluate_all("links => links.map(link => link.pathname)")}
+        assert found >= {Path(chapter).name for chapter in CHAPTERS}
+        hits.first.click()
+        opened.wait_for_url(lambda url: "/chapters/" in url or "/runs/" in url)
+        assert opened.complaints == []
