@@ -118,22 +118,29 @@ def _refuse_private(path: Path) -> None:
             raise FileProblem(f"{shown(path)} holds {word!r}, which names this machine; it can't be published")
 
 
-def readme_table(profile: str, folder: Path) -> str:
-    """The table of results that lies in a profile's folder, in Markdown."""
-    table = results.read_summary(folder / "studies" / "results.csv")
-    return results.markdown(table.rename(index=NAMES), TABLE_COLUMNS)
+def readme_table(profile: str, folder: Path, grid: str = "") -> str:
+    """The table of results that lies in a profile's folder, or that of one of its grids, in Markdown."""
+    table = results.read_summary(folder / "studies" / grid / "results.csv")
+    return results.markdown(table.rename(index=_title), TABLE_COLUMNS)
+
+
+def _title(name: str) -> str:
+    method, _, settings = name.partition("+")
+    return ", ".join(filter(None, (NAMES.get(method, method), settings.replace("+", ", ").replace("=", " "))))
 
 
 def write_readme_tables() -> None:
-    """Put each published profile's table between its marks in the README; raises OSError where a profile has none."""
+    """Put every table that the README marks, of a profile or of its grid, between its marks; raises OSError where there is none."""
     path = project_root() / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for folder in sorted(published_folder().iterdir()):
-        table = readme_table(folder.name, folder)
-        marks = rf"(?<={re.escape(MARKS[0].format(folder.name))}\n).*?(?={re.escape(MARKS[1])})"
-        text, found = re.subn(marks, lambda _, table=table: table, text, flags=re.S)
-        if not found:
-            raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0].format(folder.name)} and {MARKS[1]} around its table")
+
+    def filled(marks: re.Match) -> str:
+        profile, _, grid = marks["name"].partition("/")
+        return MARKS[0].format(marks["name"]) + "\n" + readme_table(profile, published_folder() / profile, grid) + MARKS[1]
+
+    form = re.escape(MARKS[0]).replace(r"\{\}", "(?P<name>[^ ]+)") + r"\n.*?" + re.escape(MARKS[1])
+    text, found = re.subn(form, filled, path.read_text(encoding="utf-8"), flags=re.S)
+    if not found:
+        raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0].format('digits')} and {MARKS[1]} around its tables")
     write_text(path, text)
 
 

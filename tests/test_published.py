@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mixshare
-from mixshare import metrics, publish, results, runs, targets
+from mixshare import grids, metrics, publish, results, runs, targets
 from mixshare.data import KNOWN_DIGESTS, load_data
 from mixshare.errors import FileProblem
 from mixshare.files import project_root, published_folder
@@ -54,7 +54,7 @@ class TestEachPublishedRun:
 
 
 LITE = [
-    mixshare.RunConfig.preset("cifar100-lite", *which) for which in (("cut_mixmo", 1), ("cut_mixmo", 2), ("cut_mixmo", 3), ("mixshare", 1))
+    mixshare.RunConfig.preset("cifar100-lite", method, seed) for method in ("cut_mixmo", "mixshare") for seed in (1, 2, 3)
 ]
 
 
@@ -121,24 +121,54 @@ def test_the_published_tables_follow_from_the_published_runs(outputs):
     )
 
 
-@pytest.mark.parametrize("folder", sorted(published_folder().iterdir()), ids=lambda folder: folder.name)
-def test_the_readme_shows_the_published_table(folder):
-    readme = (project_root() / "README.md").read_text()
-    shown = readme.split(publish.MARKS[0].format(folder.name) + "\n")[1].split(publish.MARKS[1])[0]
-    assert shown == publish.readme_table(folder.name, folder) and shown.count("\n") >= 4
+GRIDS = [file for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")) if file.stem not in ("smoke", "width")]
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_the_tables_of_a_published_grid_follow_from_the_published_runs(file, outputs):
+    grid = grids.read(file)
+    found = results.collect(grid.configs, published_folder())
+    assert not found.missing
+    rows, place = results.per_run(found.runs), published_folder() / grid.profile / "studies" / grid.name
+    kept = results.read_summary(place / "results.csv")
+    fresh = results.summary(rows)
+    pd.testing.assert_frame_equal(kept.loc[fresh.index, fresh.columns], fresh, check_dtype=False)
+    pairs, again = pd.read_csv(place / "paired.csv"), results.paired(rows, grid.baseline)
+    assert len(again) and len(pairs[pairs["other"].isin(again["other"])]) == len(again)
+    pd.testing.assert_frame_equal(pairs[pairs["other"].isin(again["other"])].reset_index(drop=True), again, check_dtype=False)
+
+
+def test_the_readme_says_of_photographs_what_the_published_pairs_say():
+    (pair,) = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs" / "paired.csv").itertuples()
+    said = f"is {100 * pair.difference:.2f} percentage points above Cut-MixMo's ([95 % t interval {100 * pair.low:.2f} to {100 * pair.high:.2f}]"
+    assert (pair.method, pair.other, pair.n) == ("mixshare", "cut_mixmo", 3) and said in README
+
+
+README = (project_root() / "README.md").read_text()
+MARKED = re.findall(re.escape(publish.MARKS[0]).replace(r"\{\}", "([^ ]+)"), README)
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_the_readme_shows_the_published_table(name):
+    profile, _, grid = name.partition("/")
+    shown = README.split(publish.MARKS[0].format(name) + "\n")[1].split(publish.MARKS[1])[0]
+    assert shown == publish.readme_table(profile, published_folder() / profile, grid) and shown.count("\n") >= 4
+
+
+def test_the_readme_shows_a_table_of_every_published_profile():
+    assert {name.partition("/")[0] for name in MARKED} == {folder.name for folder in published_folder().iterdir()}
 
 
 def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "project_root", lambda: tmp_path)
-    monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
-    monkeypatch.setattr(publish, "readme_table", lambda profile, folder: f"| {profile} \\1 |\n")
-    (tmp_path / "published" / "digits").mkdir(parents=True)
-    begin, end = publish.MARKS[0].format("digits"), publish.MARKS[1]
-    (tmp_path / "README.md").write_text(f"a\n{begin}\nold\n{end}\nb\n<!-- table: other -->\nx\n{end}\n")
+    monkeypatch.setattr(publish, "readme_table", lambda profile, folder, grid: f"| {profile} \\1 {grid}|\n")
+    first, second, end = publish.MARKS[0].format("digits"), publish.MARKS[0].format("digits/width"), publish.MARKS[1]
+    (tmp_path / "README.md").write_text(f"a\n{first}\nold\n{end}\nb\n{second}\nx\n{end}\n")
     publish.write_readme_tables()
-    assert (tmp_path / "README.md").read_text() == f"a\n{begin}\n| digits \\1 |\n{end}\nb\n<!-- table: other -->\nx\n{end}\n"
-    (tmp_path / "published" / "paper").mkdir()
-    with pytest.raises(FileProblem, match="table: paper"):
+    wanted = f"a\n{first}\n| digits \\1 |\n{end}\nb\n{second}\n| digits \\1 width|\n{end}\n"
+    assert (tmp_path / "README.md").read_text() == wanted
+    (tmp_path / "README.md").write_text("a\n")
+    with pytest.raises(FileProblem, match="has lost the marks"):
         publish.write_readme_tables()
 
 
