@@ -44,7 +44,7 @@ def estimate(configs: Sequence[RunConfig]) -> list[str]:
             continue
         hours = sum(_seconds(config, known) for config in configs) / 3600
         what = f"{threads} thread{'s' * (threads > 1)} a run" if device.startswith("cpu") else "one run at a time"
-        lines.append(f"on {device}, {what}: about {hours:.2g} hours in all, by {len(known)} finished runs")
+        lines.append(f"on {device}, {what}: about {hours:,.{1 if hours < 10 else 0}f} hours in all, by {len(known)} finished runs")
     return lines or [f"no estimate: no run on {', '.join(sorted(wanted))} has finished yet"]
 
 

@@ -129,7 +129,7 @@ class TestPlan:
         lines = forecast.plan(batch).splitlines()
         assert lines[:2] == ["to train: single, seed 2", "to train: mixshare, seed 2"]
         assert lines[2] == "0 of 4 runs and chapters are done; 2 runs to train"  # the other two lack their chapters alone
-        assert re.fullmatch(r"on cpu .*, 1 thread a run: about 3 hours in all, by 2 finished runs", lines[3])
+        assert re.fullmatch(r"on cpu .*, 1 thread a run: about 3\.0 hours in all, by 2 finished runs", lines[3])
 
     def test_a_wider_network_takes_longer_in_proportion_to_its_multiply_adds(self, copied):
         (known,) = forecast._finished({copied("mimo", 1).config.dataset})
