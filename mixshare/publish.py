@@ -32,7 +32,7 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
     place = published_folder() / profile
     files, old = _files(profile, made), []
     if grid:
-        files = [path for path in files if path.name != "01_training.ipynb"]
+        files = [path for path in files if path.name != "01_training.ipynb" and not _is_published(path)]
         old = [path for path in place.rglob("*") if path.is_file()]
     kept = [path for path in old if outputs_folder() / path.relative_to(published_folder()) not in files]
     copies = {place / path.relative_to(outputs_folder() / profile): path for path in _most(files, MOST_BYTES - _size(kept))}
@@ -50,6 +50,11 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
     beside.rename(place)
     print(f"{len(copies)} files, {size / 1e6:.1f} MB in all, in {shown(place)}")
     write_readme_tables()
+
+
+def _is_published(path: Path) -> bool:
+    copy = published_folder() / path.relative_to(outputs_folder())
+    return copy.is_file() and copy.read_bytes() == path.read_bytes()
 
 
 def _light(target: Target) -> Target:

@@ -201,6 +201,14 @@ class TestPublishing:
         names = {path.name for path in made.rglob("*") if path.is_file()}
         assert names == {"old.txt", *runs.RUN_FILES} and (made / "old.txt").read_text() == "old"
 
+    def test_what_is_published_already_stays_whatever_there_is_room_for(self, made, outputs, monkeypatch):
+        publish.publish("digits", grid="some.yml")
+        before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+        (made / "single" / "seed-1" / "history.csv").write_text("changed")
+        monkeypatch.setattr(publish, "MOST_BYTES", sum(map(len, before.values())))
+        publish.publish("digits", grid="some.yml")
+        assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
+
     def test_what_is_too_large_with_what_is_there_is_refused_and_nothing_changes(self, made, monkeypatch):
         monkeypatch.setattr(publish, "MOST_BYTES", 1000)
         with pytest.raises(OSError, match="MB to publish for smoke"):

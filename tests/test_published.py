@@ -121,7 +121,7 @@ def test_the_published_tables_follow_from_the_published_runs(outputs):
     )
 
 
-GRIDS = [file for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")) if file.stem not in ("smoke", "width")]
+GRIDS = [file for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")) if file.stem != "smoke"]
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
@@ -142,6 +142,18 @@ def test_the_readme_says_of_photographs_what_the_published_pairs_say():
     (pair,) = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs" / "paired.csv").itertuples()
     said = f"is {100 * pair.difference:.2f} percentage points above Cut-MixMo's ([95 % t interval {100 * pair.low:.2f} to {100 * pair.high:.2f}]"
     assert (pair.method, pair.other, pair.n) == ("mixshare", "cut_mixmo", 3) and said in README
+
+
+def test_the_readme_says_of_widths_what_the_published_runs_say():
+    rows = pd.read_csv(published_folder() / "digits" / "studies" / "width" / "runs.csv", dtype={"seed": str})
+    accuracy, nll = (results.paired(rows, "mixshare", figure) for figure in ("accuracy_ensemble", "nll"))
+    assert ((accuracy["low"] < 0) & (accuracy["high"] > 0)).all()
+    found = nll.set_index("other")
+    for name in ("", "+width=2", "+width=4"):
+        pair, single = found.loc[f"cut_mixmo{name}"], found.loc[f"single{name}"]
+        numbers = f"{-pair['difference']:.3f}", f"{-pair['high']:.3f} to {-pair['low']:.3f}"
+        assert all(number in README for number in numbers) and pair["high"] < 0 and single["low"] < 0 < single["high"]
+    assert found.loc["cut_mixmo+width=4", "low"] > found.loc["cut_mixmo", "high"]
 
 
 README = (project_root() / "README.md").read_text()
