@@ -56,7 +56,7 @@ def assemble(profile: str, pages: Path) -> None:
     chosen = next(name for name in runs if name.startswith(last))
     told = f"This is {_title(chosen)}; [every other run](../runs.md) has a page of its own."
     sources = {"chapters/01_training.ipynb": page(found[chosen], told)}
-    sources |= {name: page(found[name]) for name in sorted(set(found) - set(runs))}
+    sources |= {name: page(found[name]) for name in sorted(set(found) - set(runs), key=lambda name: Path(name).stem)}
     first = first_page(profile, bases[0], pages, list(sources))
     addresses = {name: f"runs/{name.removesuffix('/01_training.ipynb')}.ipynb" for name in runs} | {chosen: "chapters/01_training.ipynb"}
     sources |= {addresses[name]: page(found[name], title=_title(name)) for name in runs if name != chosen}
@@ -77,14 +77,15 @@ def executed(profile: str) -> dict[str, Path]:
 
 def page(path: Path, told: str = "", title: str = "") -> str:
     """An executed chapter as a page: code folded away, every figure described, and under its title where it comes from."""
-    notebook, described = read_json(path), captions(path.stem)
+    chapter, _, grid = path.stem.partition("-")  # a grid's name follows the chapter's
+    notebook, described = read_json(path), captions(chapter)
     cells, heading, before = [], "", ""
     for cell, following in zip(notebook["cells"], [*notebook["cells"][1:], {"cell_type": ""}]):
         source, outputs = "".join(cell["source"]), cell.get("outputs", [])
         if cell["cell_type"] == "markdown":
             if not cells:
                 first, rest = source.split("\n", 1)
-                source = f"# {title or first.removeprefix('# ')}\n\n*Executed, {_whose(path)}; the code is folded away.* {told}\n{rest}"
+                source = f"# {title or first.removeprefix('# ')}{grid and f' (grid {grid})'}\n\n*Executed, {_whose(path)}; the code is folded away.* {told}\n{rest}"
             heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
         elif not outputs and following["cell_type"] == "code":  # nothing to see: folded away with what comes next
             before += f"{source}\n\n"

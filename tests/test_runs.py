@@ -196,6 +196,7 @@ def test_a_finished_run_of_another_configuration_is_left_alone_and_named_in_a_li
     run = copied()
     before = contents(run.folder)
     monkeypatch.setitem(config.COMMON, "momentum", 0.8)  # as in a later version with another default
+    monkeypatch.setattr(config, "_default", config._default.__wrapped__)
     other = RunConfig.preset("smoke")
     assert runs.run_folder(other) == run.folder
     for use in (mixshare.train, mixshare.load):
