@@ -139,6 +139,7 @@ def write_readme_tables() -> None:
     path = project_root() / "README.md"
 
     def filled(marks: re.Match) -> str:
+        """The marks with their table as it is now."""
         profile, _, grid = marks["name"].partition("/")
         return MARKS[0].format(marks["name"]) + "\n" + readme_table(profile, published_folder() / profile, grid) + MARKS[1]
 
