@@ -233,12 +233,12 @@ def grid(
     """Every method with every override and every seed, seed by seed; raises ValueError where there is none, or one twice."""
     for what, chosen in (("methods", methods), ("seeds", seeds), ("overrides", overrides)):
         if not chosen or len(set(map(str, chosen))) < len(chosen):
-            raise InvalidValue(f"{what} are {list(chosen)}; possible is at least one, and each once")
+            raise InvalidValue(f"{what} are {reprlib.repr(list(chosen))}; possible is at least one, and each once")
     found: dict[str, RunConfig] = {}
     for seed, override, method in product(seeds, overrides, methods):
         config = RunConfig.of(profile, method, seed, override)
         if found.setdefault(config.digest, config) is not config:
-            raise InvalidValue(f"{config.name}, seed {seed}, is there twice: {override} changes nothing; possible is each run once")
+            raise InvalidValue(f"{config.name}, seed {seed}, is there twice: {reprlib.repr(override)} changes nothing; possible is each run once")
     return list(found.values())
 
 
