@@ -16,7 +16,7 @@ RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may tak
 # What a job asks for is to be enough the first time, nearly always; where it was not, it is doubled, and a run goes on from its checkpoint.
 START_MINUTES = 5  # several interpreters that import torch one after the other, from a slow disk; on a fast one half a minute
 START_MEGABYTES = 2_000  # four such interpreters of half a gigabyte, shared libraries counted each time
-CORE_SPEED = 3e9  # multiply-adds a second, those of the forward pass counted: half of what digits and cifar100-lite reach on one core
+CORE_SPEED = 2e9  # multiply-adds a second, those of the forward pass counted: a third of what digits and cifar100-lite reach on a quiet core
 GPU_SPEED = 1e11  # the same: a guess on the safe side
 CORE_MINUTES = 120  # a run that takes longer on one core is worth the wait for a GPU
 SHORT_MINUTES = 10  # asked for; the run itself then takes less than five, and a job of its own half a minute more
