@@ -110,21 +110,25 @@ def bootstrap_importance(
     weights, counts = (drawn.to(images.device) for drawn in resamples(len(images), len(fixed), replicates, seed))
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
     for chosen, maps in feature_maps(model, images, fixed, member):
-        flat = [features.double().flatten(3) for features in maps]  # (F, B, C_k, H_k * W_k)
-        if not sums:  # squares around the first batch's mean lose no digits
-            sums = [(values.mean(dim=1, keepdim=True), values.new_zeros(()), values.new_zeros(())) for values in flat]
-        for k, (values, (shift, first, second)) in enumerate(zip(flat, sums, strict=True)):
-            values, drawn_often = values - shift, weights[:, chosen]
-            first = first + torch.einsum("rb,fbcp->frcp", drawn_often, values)
-            second = second + drawn_often @ values.square().mean(
-                dim=3
-            )  # (F, R, C_k): no more than the average over positions is asked of it
-            sums[k] = shift, first, second
+        drawn = weights[:, chosen]
+        # squares around the first batch's mean lose no digits
+        sums = sums or [(features.double().mean(dim=1, keepdim=True), *_no_sums(features, len(drawn))) for features in maps]
+        for features, (shift, first, second) in zip(maps, sums, strict=True):
+            values = features.double() - shift  # (F, B, C_k, H_k, W_k)
+            first.flatten(2).baddbmm_(drawn.expand(len(fixed), -1, -1), values.flatten(2))  # in place: these sums are what takes time
+            second += drawn @ values.square().mean(dim=(3, 4))  # no more than the average over positions is asked of it
     found = []
     for _, first, second in sums:
-        importance = (second - first.square().mean(dim=3) / len(images)) / (len(images) - 1)  # (F, R, C_k)
+        importance = (second - first.square().mean(dim=(3, 4)) / len(images)) / (len(images) - 1)  # (F, R, C_k)
         found.append(torch.einsum("rf,frc->rc", counts / len(fixed), importance))
     return found
+
+
+def _no_sums(features: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Zeros for each sample's sums over images of features (F, B, C_k, H_k, W_k), (F, R, C_k, H_k, W_k), and of squares, (F, R, C_k)."""
+    fixed, _, channels, height, width = features.shape
+    zeros = features.new_zeros((fixed, samples, channels, height, width), dtype=torch.float64)
+    return zeros, zeros.new_zeros((fixed, samples, channels))
 
 
 # Scores
