@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def write(path: Path, writer: Callable[[Path], Any], hold: Callable[[], None] = 
         hold()  # after all that takes time
         os.replace(beside, path)
     except BaseException as error:  # a keyboard's interrupt too leaves nothing behind
-        if path.parent.is_dir():
-            beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is gone, or can only be read by now, there is nothing to tidy up
+            beside.unlink()
         if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileProblem):
             # torch and safetensors report a full disk as RuntimeErrors of their own
             raise FileProblem(f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error

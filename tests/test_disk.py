@@ -125,6 +125,27 @@ def test_a_run_in_a_folder_that_can_only_be_read_is_refused_in_a_line_and_made_o
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])
+def test_a_disk_that_turns_read_only_under_a_run_ends_it_in_a_line_and_it_goes_on_once_it_can_be_written(
+    name, disk, every_epoch, monkeypatch, in_a_line, finished, contents
+):
+    folder, kept = runs.run_folder(CONFIG), {}
+
+    def read_only():  # by a mount of its own over the disk, for files are open on that
+        kept.update(contents(folder))
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+
+    with monkeypatch.context() as patch:
+        before_writing(name, read_only, patch)
+        with pytest.raises(OSError, match=rf"can't write .*{name}: .*; make room or rights there") as caught:
+            mixshare.train(CONFIG)
+    in_a_line(caught.value)
+    assert contents(folder) == kept
+    subprocess.run(["umount", disk], check=True)
+    assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)
+
+
 @pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
 def test_a_folder_that_vanishes_while_a_run_trains_in_it_ends_the_run_in_a_line_and_it_is_made_anew(
     name, outputs, every_epoch, monkeypatch, in_a_line, finished, contents
