@@ -16,10 +16,10 @@ from typing import Any
 import pandas as pd
 
 from mixshare.chapters import chapter_path
-from mixshare.config import METHODS, PROFILES, RunConfig, check_member
+from mixshare.config import METHODS, NAMES, PROFILES, RunConfig, check_member
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write_text
-from mixshare.publish import NAMES, readme_table
+from mixshare.publish import readme_table
 
 DECISIONS = "What we had to decide"  # a part of the README, and a page of the book
 

@@ -29,6 +29,7 @@ _METHOD_ROWS = {
 }
 # fmt: on
 METHODS: dict[str, dict[str, Any]] = {name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()}
+NAMES = {"single": "Single network", "mimo": "MIMO", "linear_mixmo": "Linear-MixMo", "cut_mixmo": "Cut-MixMo", "mixshare": "MixShare"}
 
 # What the data sets differ in. The short profiles take a rate of their own: at the paper's, their 10,000 steps at most (the
 # paper: 468,600) end before every method has converged. `drops`: where in the epochs the rate decays, where not at the quarters.
@@ -240,6 +241,12 @@ def grid(
         if found.setdefault(config.digest, config) is not config:
             raise InvalidValue(f"{config.name}, seed {seed}, is there twice: {reprlib.repr(override)} changes nothing; possible is each run once")
     return list(found.values())
+
+
+def title(name: str) -> str:
+    """A run's name as tables and figures show it: "cut_mixmo+width=2" is "Cut-MixMo, width 2"."""
+    method, _, settings = name.partition("+")
+    return ", ".join(filter(None, (NAMES.get(method, method), settings.replace("+", ", ").replace("=", " "))))
 
 
 def check_name(what: str, value: Any) -> None:

@@ -9,13 +9,13 @@ from itertools import product
 from pathlib import Path
 
 from mixshare import grids, results, runs, targets
+from mixshare.config import title
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, shown, write_text
 from mixshare.targets import Target
 
 MOST_BYTES = 20_000_000  # a profile, in git
 TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "parameters", "multiply_adds", "training_rows", "latency_ms")
-NAMES = {"single": "Single network", "mimo": "MIMO", "linear_mixmo": "Linear-MixMo", "cut_mixmo": "Cut-MixMo", "mixshare": "MixShare"}
 
 
 def publish(profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None) -> None:
@@ -126,12 +126,7 @@ def _refuse_private(path: Path) -> None:
 def readme_table(profile: str, folder: Path, grid: str = "") -> str:
     """The table of results that lies in a profile's folder, or that of one of its grids, in Markdown."""
     table = results.read_summary(folder / "studies" / grid / "results.csv")
-    return results.markdown(table.rename(index=_title), TABLE_COLUMNS)
-
-
-def _title(name: str) -> str:
-    method, _, settings = name.partition("+")
-    return ", ".join(filter(None, (NAMES.get(method, method), settings.replace("+", ", ").replace("=", " "))))
+    return results.markdown(table.rename(index=title), TABLE_COLUMNS)
 
 
 def write_readme_tables() -> None:
