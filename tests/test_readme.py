@@ -49,6 +49,11 @@ def test_the_python_lines_of_the_readme_run(outputs):
     assert re.fullmatch(r"mixshare\+epochs=1 0\.\d+ \d\.\d+\n", done.stdout)
 
 
+def test_the_readmes_figure_for_a_paper_is_a_pdf_beside_it(tmp_path, outputs):
+    subprocess.run([sys.executable, "-c", snippet("from mixshare import RunConfig, figures")], cwd=tmp_path, check=True)
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_every_link_of_the_readme_leads_somewhere(link):
     assert (project_root() / link).exists()
