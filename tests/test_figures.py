@@ -40,7 +40,11 @@ def rand(*shape):
 
 def runs_of(names):
     return pd.DataFrame(
-        [{"method": name, "seed": seed, "accuracy_ensemble": RANDOM.uniform(0.97, 1), "nll": RANDOM.random()} for name in names for seed in (1, 2, 3)]
+        [
+            {"method": name, "seed": seed, "accuracy_ensemble": RANDOM.uniform(0.97, 1), "nll": RANDOM.random()}
+            for name in names
+            for seed in (1, 2, 3)
+        ]
     )
 
 
@@ -75,7 +79,9 @@ def along(lines, values):
 
 def sharing(names):
     numbers = {"overlap_low": 0.5, "overlap": 0.6, "overlap_high": 0.7, "null_5": 0.3, "null_95": 0.5}
-    return pd.DataFrame([{"method": name, "seed": seed, "block": block, **numbers} for name in names for seed in (1, 2, 3) for block in (1, 2, 3)])
+    return pd.DataFrame(
+        [{"method": name, "seed": seed, "block": block, **numbers} for name in names for seed in (1, 2, 3) for block in (1, 2, 3)]
+    )
 
 
 def adjusted():
@@ -104,12 +110,23 @@ EXAMPLES = {
     ],
     "along": [along([*ALL, ENSEMBLE], (1.0, 2.0, 4.0)), along(ALL[-2:], (0.0, 0.1, 0.3))],
     "overlaid": [
-        ([[(f"{title(name)}, block {k}", rand(2, 16 * k)) for name in DEFAULT_METHODS] for k in (1, 2, 3)], "importance", "feature maps, sorted"),
+        (
+            [[(f"{title(name)}, block {k}", rand(2, 16 * k)) for name in DEFAULT_METHODS] for k in (1, 2, 3)],
+            "importance",
+            "feature maps, sorted",
+        ),
         ([[("MixShare", rand(2, 16))]], "L1 norm of kernel", "16 channels, sorted"),
     ],
-    "overlaps": [(sharing(ALL[1:]),), (sharing(["mixshare", *(f"mixshare+encoder_init={start}" for start in ALIGNMENTS[1:])]),), (sharing(["mimo"]),)],
+    "overlaps": [
+        (sharing(ALL[1:]),),
+        (sharing(["mixshare", *(f"mixshare+encoder_init={start}" for start in ALIGNMENTS[1:])]),),
+        (sharing(["mimo"]),),
+    ],
     "alignment": [({start: [history(40), history(40)] for start in ALIGNMENTS},), ({"identical": [history(2)]},)],
-    "kernels": [({start: [rand(16, 3, 3, 3) - 0.5, rand(16, 3, 3, 3) - 0.5] for start in ALIGNMENTS},), ({"half": [rand(16, 1, 3, 3)] * 4},)],
+    "kernels": [
+        ({start: [rand(16, 3, 3, 3) - 0.5, rand(16, 3, 3, 3) - 0.5] for start in ALIGNMENTS},),
+        ({"half": [rand(16, 1, 3, 3)] * 4},),
+    ],
     "adjustments": [(adjusted(),), (adjusted().iloc[:1],)],
     "time_spent": [(SHARES,), (SHARES.iloc[:1, :3],)],
     "growths": [(GROWN, {"width": 1.5, "members": 0.13, "batch_size": 0.82, "side": 1.98})],
@@ -274,7 +291,12 @@ class TestLooks:
 
     def test_no_colour_stands_for_a_method_and_for_something_else(self):
         methods = {look["color"] for look in style.LOOKS.values()}
-        others = {style.OTHER["color"], style.BOTH, *style.MEMBERS, *(look["color"] for name, look in style.STARTS.items() if name != "identical")}
+        others = {
+            style.OTHER["color"],
+            style.BOTH,
+            *style.MEMBERS,
+            *(look["color"] for name, look in style.STARTS.items() if name != "identical"),
+        }
         assert not methods & others and style.STARTS["identical"] == style.LOOKS["mixshare"]
 
     def test_the_encoders_starts_are_those_of_the_study(self):
@@ -289,7 +311,12 @@ class TestLooks:
             figures.adjustments(adjusted().assign(base=name)),
         }
         for figure in drawn:
-            shown = {(fill(line), line.get_marker()) for axes in figure.axes for line in axes.lines if line.get_marker() not in ("None", "none", "|")}
+            shown = {
+                (fill(line), line.get_marker())
+                for axes in figure.axes
+                for line in axes.lines
+                if line.get_marker() not in ("None", "none", "|")
+            }
             assert (style.LOOKS[name]["color"], style.LOOKS[name]["marker"]) in shown and len({colour for colour, _ in shown}) <= 2
 
     @pytest.mark.parametrize("eyes", EYES)
@@ -370,4 +397,6 @@ class TestStyleSheet:
         build = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
         subprocess.run([sys.executable, "-W", "ignore", "-c", build], cwd=tmp_path, check=True, capture_output=True)
         (wheel,) = (tmp_path / "dist").glob("*.whl")
-        assert {"mixshare/mixshare.mplstyle", "mixshare/figures/__init__.py", "mixshare/figures/style.py"} <= set(zipfile.ZipFile(wheel).namelist())
+        assert {"mixshare/mixshare.mplstyle", "mixshare/figures/__init__.py", "mixshare/figures/style.py"} <= set(
+            zipfile.ZipFile(wheel).namelist()
+        )
