@@ -1,4 +1,4 @@
-"""Shared: an outputs folder for each test, finished smoke runs, what a folder holds, and processes that can be killed."""
+"""Shared: an outputs folder for each test, a browser, finished smoke runs, what a folder holds, processes that can be killed."""
 
 import json
 import multiprocessing
@@ -16,6 +16,11 @@ import mixshare
 from mixshare import runs
 
 settings.register_profile("nightly", max_examples=5000)  # `make nightly`: the same tests, for longer
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +34,19 @@ def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.nodeid.split('::')[-1]}: {name}: {value}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; without one the test is skipped, and says why."""
+    if not CHROMIUM:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ CHAPTERS = [f"chapters/{stem}.html" for stem in sorted({"01_training", *(path.st
 RUNS = [f"runs/{path.parent.relative_to(DIGITS)}.html" for path in sorted(DIGITS.glob("*/seed-*/01_training.ipynb"))]
 RUNS.remove("runs/mixshare/seed-1.html")  # it is chapter 01
 PAGES = ["index.html", *CHAPTERS, "runs.html", *RUNS, "decisions.html", "api.html", "search.html"]
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 # Tables are shown as pandas wrote them, with empty corners. All else that axe-core knows is looked for.
 KNOWN = {"empty-table-header": {"enabled": False}}
 EVERYTHING, CONTRAST = {"rules": KNOWN}, {"runOnly": ["color-contrast"]}
@@ -176,18 +171,6 @@ class TestPuttingPagesTogether:
         assert in_a_line(caught.value) and not list(outputs.iterdir())
         with pytest.raises(ValueError, match="did you mean digits"):
             book.build("digit")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
