@@ -29,6 +29,7 @@ html_theme_options = {"use_download_button": False, "home_page_in_toc": True, "m
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_js_files = ["explore.js"]
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_math_renderer = "mathml"
 html_show_sphinx = html_copy_source = html_use_index = html_domain_indices = False

@@ -1,6 +1,7 @@
 """The executed chapters of a profile as a book: its pages are put together here, from what lies on disk, and Sphinx renders them.
 
-Nothing is executed. A chapter is the reader's own where there is one, else the published one.
+No chapter is executed: it is the reader's own where there is one, else the published one. What a reader can move in Jupyter is drawn
+here in all its states, from the same runs (`explore`).
 """
 
 import json
@@ -15,12 +16,14 @@ from typing import Any
 
 import pandas as pd
 
-from mixshare.chapters import chapter_path
+from mixshare import explore
+from mixshare.chapters import chapter_path, given
 from mixshare.config import METHODS, NAMES, PROFILES, RunConfig, check_member
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write_text
 from mixshare.publish import readme_table
 
+STATES = "states"  # the book's folder of pictures that a reader can choose from
 DECISIONS = "What we had to decide"  # a part of the README, and a page of the book
 
 
@@ -37,6 +40,7 @@ def build(profile: str) -> Path:
         options = ["-q", "-c", project_root() / "docs", "-d", f"{work}/read", "-D", f"html_title=MixShare, step by step: {profile}"]
         if subprocess.run([sys.executable, "-m", "sphinx", *options, f"{work}/pages", f"{work}/made"]).returncode:
             raise FileProblem("Sphinx made no book, for the reason above; where it is not installed: pip install 'mixshare[book]'")
+        shutil.copytree(f"{work}/pages/{STATES}", f"{work}/made/{STATES}")
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         Path(work, "made").rename(place)
@@ -46,7 +50,7 @@ def build(profile: str) -> Path:
 
 def assemble(profile: str, pages: Path) -> None:
     """Write the source of every page: the chapters, every run, the first page, the decisions, the Python names."""
-    pages.mkdir(parents=True, exist_ok=True)
+    (pages / STATES).mkdir(parents=True, exist_ok=True)
     found = executed(profile)
     runs = sorted((name for name in found if not name.startswith("chapters/")), key=_order)
     bases = [base / profile for base in (outputs_folder(), published_folder()) if (base / profile / "studies" / "results.csv").is_file()]
@@ -55,8 +59,8 @@ def assemble(profile: str, pages: Path) -> None:
     last = runs[-1].split("/")[0].split("+")[0]  # mixshare where there is one: METHODS ends with it
     chosen = next(name for name in runs if name.startswith(last))
     told = f"This is {_title(chosen)}; [every other run](../runs.md) has a page of its own."
-    sources = {"chapters/01_training.ipynb": page(found[chosen], told)}
-    sources |= {name: page(found[name]) for name in sorted(set(found) - set(runs), key=lambda name: Path(name).stem)}
+    sources = {"chapters/01_training.ipynb": page(found[chosen], told, states=pages / STATES)}
+    sources |= {name: page(found[name], states=pages / STATES) for name in sorted(set(found) - set(runs), key=lambda name: Path(name).stem)}
     first = first_page(profile, bases[0], pages, list(sources))
     addresses = {name: f"runs/{name.removesuffix('/01_training.ipynb')}.ipynb" for name in runs} | {chosen: "chapters/01_training.ipynb"}
     sources |= {addresses[name]: page(found[name], title=_title(name)) for name in runs if name != chosen}
@@ -75,12 +79,16 @@ def executed(profile: str) -> dict[str, Path]:
     return {name: path for name, path in found.items() if ".partial" not in name and ".old-" not in name}
 
 
-def page(path: Path, told: str = "", title: str = "") -> str:
-    """An executed chapter as a page: code folded away, every figure described, and under its title where it comes from."""
+def page(path: Path, told: str = "", title: str = "", states: Path | None = None) -> str:
+    """An executed chapter as a page: code folded away, every figure described, and under its title where it comes from.
+
+    Where a folder for the states of its picture with controls is given, they are on the page.
+    """
     chapter, _, grid = path.stem.partition("-")  # a grid's name follows the chapter's
     notebook, described = read_json(path), captions(chapter)
     cells, heading, before = [], "", ""
-    for cell, following in zip(notebook["cells"], [*notebook["cells"][1:], {"cell_type": ""}]):
+    executed = with_states(chapter, notebook, states / path.stem) if states else notebook["cells"]
+    for cell, following in zip(executed, [*executed[1:], {"cell_type": ""}]):
         source, outputs = "".join(cell["source"]), cell.get("outputs", [])
         if cell["cell_type"] == "markdown":
             if not cells:
@@ -98,6 +106,29 @@ def page(path: Path, told: str = "", title: str = "") -> str:
             source, before = before + source, ""
         cells.append(cell | {"source": source})
     return json.dumps(notebook | {"cells": cells})
+
+
+def with_states(chapter: str, notebook: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The cells of an executed chapter, its picture with controls in all its states, which go to `folder`; a chapter without stays.
+
+    It stands, with its text, where it does in the chapter as it is now, so an older copy has it too.
+    """
+    try:
+        explorer = explore.CHAPTERS[chapter](given(notebook)) if chapter in explore.CHAPTERS else None
+    except FileProblem:  # its runs, or their weights, are not there
+        explorer = None
+    if not explorer:
+        return notebook["cells"]
+    now = read_json(chapter_path(chapter))["cells"]
+    (number,) = [number for number, cell in enumerate(now) if "explore" in cell["metadata"].get("tags", [])]
+    text, shown = (cell | {"id": f"now-{cell['id']}"} for cell in now[number - 1 : number + 1])
+    cells = [cell for cell in notebook["cells"] if cell["source"] not in (text["source"], shown["source"])]
+    sources = [cell["source"] for cell in cells]
+    after = next(sources.index(cell["source"]) for cell in reversed(now[: number - 1]) if cell["source"] in sources) + 1
+    about = shown["metadata"]["mystnb"]
+    html = explorer.page(folder, f"../{folder.parent.name}/{folder.name}", about["image"]["alt"], about["figure"]["caption"])
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
+    return [*cells[:after], text, shown | {"metadata": {}, "outputs": [output]}, *cells[after:]]
 
 
 def captions(name: str) -> dict[str, dict[str, Any]]:

@@ -43,6 +43,14 @@ def declared(source: str) -> dict[str, type]:
     return {name: TYPES[kind] for name, kind in annotated.items() if kind in TYPES}
 
 
+def given(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that a chapter was executed with: what its cell of parameters says, and what papermill was given instead."""
+    (cell,) = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    body = ast.parse("".join(cell["source"])).body
+    said = {node.target.id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.AnnAssign)}
+    return said | notebook["metadata"].get("papermill", {}).get("parameters", {})
+
+
 def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
     """Raises ValueError for a parameter that a chapter does not have, and TypeError for one of a wrong type."""
     for name, value in given.items():

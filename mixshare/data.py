@@ -65,15 +65,15 @@ def load_data(name: str) -> Data:
     """
     check_name("dataset", name)
     path = data_folder() / f"{name}.npz"
-    if name in _BUILT_IN:
-        source, arrays = "scikit-learn's digits", _BUILT_IN[name]()
+    if name in BUILT_IN:
+        source, arrays = "scikit-learn's digits", BUILT_IN[name]()
     elif path.is_file():
         source, arrays = shown(path), _read_archive(path)
     elif name in ("cifar10", "cifar100"):
         source, arrays = shown(data_folder()), _torchvision(name)
     else:
         raise FileProblem(
-            f"no data set {name!r}: {shown(path)} does not exist; possible are {', '.join((*_BUILT_IN, 'cifar10', 'cifar100'))}, "
+            f"no data set {name!r}: {shown(path)} does not exist; possible are {', '.join((*BUILT_IN, 'cifar10', 'cifar100'))}, "
             f"or an archive of that name with the keys {', '.join(KEYS)}"
         )
     _check(source, *arrays)
@@ -110,7 +110,7 @@ def _digits(train: int = 1297, test: int = 500) -> tuple:
     return images[chosen[0]], digits.target[chosen[0]], images[chosen[1]], digits.target[chosen[1]], digits.target_names
 
 
-_BUILT_IN: dict[str, Callable[[], tuple]] = {"digits": _digits, "digits-few": lambda: _digits(train=300, test=100)}
+BUILT_IN: dict[str, Callable[[], tuple]] = {"digits": _digits, "digits-few": lambda: _digits(train=300, test=100)}
 
 
 def _read_archive(path: Path) -> tuple:

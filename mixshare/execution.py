@@ -41,6 +41,11 @@ def choose_device(config: RunConfig) -> torch.device:
     return device
 
 
+def in_jupyter() -> bool:
+    """Whether a person has this notebook open: Jupyter's server names its session to its kernels, papermill and nbval have none."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
 @contextmanager
 def execution(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Threads, determinism and float32 as the run wants them, and afterwards as they were."""

@@ -99,7 +99,7 @@ def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: i
         "cut": streams.uniform("cut", steps) < cutmix_probability(config, epoch),
         "order": order,
         "ratios": _ratios(splits, order, config).astype(np.float32),
-        "boxes": _boxes(splits, streams.uniform("centres", steps, batch, config.members - 1, 2), height, width),
+        "boxes": boxes(splits, streams.uniform("centres", steps, batch, config.members - 1, 2), height, width),
     }
     if config.pixel_cutmix:
         draws |= {
@@ -162,8 +162,11 @@ def _ratios(splits: np.ndarray, order: np.ndarray, config: RunConfig) -> np.ndar
     return np.take_along_axis(shares.transpose(0, 2, 1), place[:, :, None], axis=1)
 
 
-def _boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes (…, 4) of sides floor(size * sqrt(share)), halved by whole numbers, clipped at the border (CutMix, as in MixMo)."""
+def boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes (…, 4) of sides floor(size * sqrt(share)), halved by whole numbers, clipped at the border (CutMix, as in MixMo).
+
+    shares (…) in [0, 1]; centres (…, 2), from the top and from the left, as parts of the whole in [0, 1).
+    """
     edges = []
     for axis, size in enumerate((height, width)):
         half = (size * np.sqrt(shares)).astype(np.int64) // 2
@@ -175,5 +178,5 @@ def _boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> 
 def _pixel_boxes(streams: _Streams, shape: tuple[int, ...], height: int, width: int) -> np.ndarray:
     """The usual MSDA: with probability 1/2, ratio from Beta(1, 1), the row's own image keeping the larger share (MixMo)."""
     ratio = streams.uniform("pixel ratio", *shape)
-    boxes = _boxes(np.minimum(ratio, 1 - ratio), streams.uniform("pixel centres", *shape, 2), height, width)
-    return boxes * (streams.uniform("pixel", *shape) < 0.5)[..., None]
+    found = boxes(np.minimum(ratio, 1 - ratio), streams.uniform("pixel centres", *shape, 2), height, width)
+    return found * (streams.uniform("pixel", *shape) < 0.5)[..., None]

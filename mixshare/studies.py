@@ -78,10 +78,15 @@ def inputs(data: Data, most: int | None = None) -> Tensor:
     return Normalise(data).inputs(data.test_images[:most])
 
 
-def importances(run: runs.Run, images: Tensor) -> list[Tensor]:
-    """Each block's feature importances for each member, averaged over the fixed inputs: a (M, C_k) tensor a block."""
+def held(run: runs.Run, images: Tensor) -> list[Tensor]:
+    """Each block's feature importances for each member, with the others held at each of the fixed inputs: a (M, F, C_k) tensor a block."""
     found = [features.block_importance(run.model, images, images[:FIXED], m) for m in range(run.config.members)]
-    return [torch.stack([importance.mean(dim=0) for importance in block]) for block in zip(*found, strict=True)]
+    return [torch.stack(block) for block in zip(*found, strict=True)]
+
+
+def importances(run: runs.Run, images: Tensor) -> list[Tensor]:
+    """The same averaged over the fixed inputs: a (M, C_k) tensor a block."""
+    return [block.mean(dim=1) for block in held(run, images)]
 
 
 @torch.no_grad()

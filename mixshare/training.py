@@ -4,7 +4,6 @@ A step is a function of (weights, draws) alone, and the plan gives the same draw
 weights, momentum and the number of epochs done, and no generator's state.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,7 +20,7 @@ from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
-from mixshare.execution import choose_device, execution
+from mixshare.execution import choose_device, execution, in_jupyter
 from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import evaluate
@@ -235,6 +234,6 @@ def _finished(config: RunConfig) -> runs.Run | None:
 
 
 def _progress(config: RunConfig, done: int) -> tqdm:
-    """A bar where a person watches: a terminal, or a notebook opened in Jupyter (which names its session to its kernels)."""
-    watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    """A bar where a person watches: a terminal, or a notebook opened in Jupyter."""
+    watched = sys.stderr.isatty() or in_jupyter()
     return tqdm(total=config.epochs, initial=done, desc=f"{config.name} seed {config.seed}", unit="epoch", disable=not watched)

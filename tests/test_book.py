@@ -1,5 +1,6 @@
 """The book, built once from the published digits: what stands in it, and every page looked at in headless Chromium, from the disk."""
 
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import urllib.parse
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
@@ -22,6 +24,7 @@ from mixshare.files import project_root, published_folder
 DIGITS = published_folder() / "digits"
 CHAPTERS = [f"chapters/{stem}.html" for stem in sorted({"01_training", *(path.stem for path in (DIGITS / "chapters").glob("*.ipynb"))})]
 RUNS = [f"runs/{path.parent.relative_to(DIGITS)}.html" for path in sorted(DIGITS.glob("*/seed-*/01_training.ipynb"))]
+EXPLORED = ["chapters/01_training.html", "chapters/03_subnetwork_features.html"]
 RUNS.remove("runs/mixshare/seed-1.html")  # it is chapter 01
 PAGES = ["index.html", *CHAPTERS, "runs.html", *RUNS, "decisions.html", "api.html", "search.html"]
 # Tables are shown as pandas wrote them, with empty corners. All else that axe-core knows is looked for.
@@ -50,6 +53,11 @@ def built(build):
 def soup(built):
     """`soup(page)`: a page, parsed."""
     return cache(lambda page: BeautifulSoup((built / page).read_text(encoding="utf-8"), "html.parser"))
+
+
+def steps(slider) -> list[str]:
+    """What a slider can be moved to."""
+    return [str(value) for value in range(int(slider["min"]), int(slider["max"]) + 1, int(slider["step"]))]
 
 
 def text_of(node) -> str:
@@ -112,7 +120,8 @@ class TestTheBook:
         printed = [output.get("text") or output["data"]["text/plain"] for output in outputs if len(output.get("data", {})) < 2]
         assert [text.rstrip("\n") for text in shown] == ["".join(text).rstrip("\n") for text in printed] and len(shown) > 4
         assert len(soup(page).select("table.dataframe")) == sum("text/html" in output.get("data", {}) for output in outputs)
-        assert len(soup(page).select("article figure img")) == sum("image/png" in output.get("data", {}) for output in outputs)
+        pictures = soup(page).select("article figure img")
+        assert len(pictures) - len(soup(page).select(".explore img")) == sum("image/png" in output.get("data", {}) for output in outputs)
 
     @pytest.mark.parametrize("page", ["index.html", *CHAPTERS, *RUNS])
     def test_describes_every_figure_in_words_of_its_own(self, soup, page):
@@ -121,6 +130,19 @@ class TestTheBook:
         for figure in figures:
             alt, caption = figure.img["alt"], text_of(figure.figcaption)
             assert len(alt) > 50 and len(caption) > 50 and alt != caption and not alt.startswith("Figure in the part")
+
+    @pytest.mark.parametrize("page", EXPLORED)
+    def test_has_every_state_of_a_picture_with_controls_and_shows_the_first_without_scripts(self, soup, built, page):
+        (explorer,) = soup(page).select("article .explore")
+        states = json.loads(explorer.script.string)
+        lists = [[option.text for option in control.select("option")] or steps(control) for control in explorer.select("select, input")]
+        assert list(states) == [", ".join(choice) for choice in itertools.product(*lists)]
+        files = [(built / page).parent / state["src"] for state in states.values()]
+        assert len({path.read_bytes() for path in files}) == len(states) > 20
+        assert len({state["told"] for state in states.values()}) == len({state["alt"] for state in states.values()}) == len(states)
+        first = ", ".join(control.get("value") or control.select_one("[selected]").text for control in explorer.select("select, input"))
+        assert explorer.img["src"] == states[first]["src"] and explorer.img["alt"] == states[first]["alt"]
+        assert text_of(explorer.select_one("[aria-live]")) == states[first]["told"] and explorer.form.has_attr("hidden")
 
     def test_writes_formulas_in_mathml(self, soup):
         for page in (CHAPTERS[0], CHAPTERS[2]):
@@ -276,6 +298,33 @@ class TestInABrowser:
         dark(opened)
         assert opened.eval_on_selector("body", ground) == "rgb(18, 18, 18), none"
         assert set(opened.eval_on_selector_all("article figure img", f"nodes => nodes.map({ground})")) == {"rgb(255, 255, 255), none"}
+
+    def test_a_slider_moved_by_the_keyboard_shows_the_state_that_it_names(self, tab):
+        opened = tab("chapters/01_training.html")
+        states = json.loads(opened.locator(".explore script").text_content())
+        opened.get_by_label("share of input 1").press("ArrowRight")
+        opened.get_by_label("its box").press("ArrowDown")
+        shown = opened.locator(".explore img")
+        assert shown.get_attribute("src") == states["70, middle"]["src"] and shown.evaluate("image => image.decode().then(() => image.naturalWidth)")
+        assert opened.locator(".explore [aria-live]").inner_text() == states["70, middle"]["told"]
+        assert opened.locator(".explore output").inner_text() == "70" and opened.complaints == []
+
+    def test_a_method_chosen_from_a_list_shows_its_own_picture_and_the_number_of_the_published_table(self, tab):
+        table = pd.read_csv(DIGITS / "studies" / "sharing.csv").set_index(["method", "seed", "block"])["overlap"]
+        opened, seen = tab("chapters/03_subnetwork_features.html"), set()
+        for method in ("mimo", "cut_mixmo", "mixshare"):
+            opened.get_by_label("method").select_option(method)
+            assert f"overlap {table.loc[method, 1, 1]:.2f}, by chance" in opened.locator(".explore [aria-live]").inner_text()
+            assert opened.locator(".explore img").get_attribute("alt").endswith(opened.locator(".explore [aria-live]").inner_text())
+            seen.add(opened.locator(".explore img").get_attribute("src"))
+        assert len(seen) == 3 and opened.complaints == []
+
+    def test_without_scripts_the_first_state_stands_without_controls(self, browser, built):
+        context = browser.new_context(java_script_enabled=False)
+        opened = context.new_page()
+        opened.goto(f"{built.as_uri()}/chapters/01_training.html")
+        assert opened.locator(".explore img").is_visible() and not opened.locator(".explore form").is_visible()
+        context.close()
 
     def test_what_is_searched_for_is_found(self, tab):
         opened = tab("search.html?q=falsified")

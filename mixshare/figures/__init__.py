@@ -3,11 +3,11 @@
 from mixshare.figures.of_results import along, results
 from mixshare.figures.of_speed import growths, time_spent
 from mixshare.figures.of_studies import adjustments, alignment, kernels, overlaid, overlaps, short
-from mixshare.figures.of_training import answers, curves, mixing, schedule
+from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
 
 __all__ = [
-    *("mixing", "schedule", "curves", "answers"),
+    *("mixing", "note", "schedule", "curves", "answers"),
     *("results", "along"),
     *("overlaid", "overlaps", "alignment", "kernels", "adjustments", "short"),
     *("time_spent", "growths"),

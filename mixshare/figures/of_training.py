@@ -33,6 +33,14 @@ def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept:
     return figure
 
 
+def note(figure: Figure, notes: dict[str, str]) -> Figure:
+    """Put words under the panels of a figure, by their titles."""
+    panels = {panel.get_title(): panel for panel in figure.axes}
+    for title, words in notes.items():
+        panels[title].set_xlabel(words)
+    return figure
+
+
 def _picture(axes: Axes, picture: Tensor, limits: tuple[float, float] | None) -> None:
     shown = picture.permute(1, 2, 0) if picture.dim() == 3 else picture
     low, high = limits or (None, None)

@@ -1,0 +1,204 @@
+"""Pictures with controls: live where a person has the chapter open, states made beforehand in the book, elsewhere a plain figure."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from itertools import cycle, islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mixshare import features, figures, mixing, plan, runs, studies
+from mixshare.config import RunConfig
+from mixshare.data import BUILT_IN, Data, load_data
+from mixshare.execution import in_jupyter
+
+DPI = 160  # as saved figures have it
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A picture that follows its controls: a chapter's cell that ends with one shows it."""
+
+    draw: Callable[..., tuple[Figure, str]]  # a choice of every control, in order -> the picture, and what it says in a sentence
+    controls: dict[str, Sequence[Any]]  # what can be chosen by which name: whole numbers, evenly apart, are a slider, words a list
+    start: tuple[Any, ...]  # the choice that is shown first
+
+    def states(self) -> Iterator[tuple[tuple[Any, ...], bytes, str]]:
+        """Every choice that the controls offer, with its picture and its sentence."""
+        return ((choice, *self.state(choice)) for choice in product(*self.controls.values()))
+
+    def state(self, choice: tuple[Any, ...]) -> tuple[bytes, str]:
+        """The picture of a choice, as PNG, and its sentence."""
+        figure, told = self.draw(*choice)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        return file.getvalue(), told
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What Jupyter shows: the controls where somebody can move them, and for everybody else the plain picture."""
+        picture, told = self.state(self.start)
+        width = round(int.from_bytes(picture[16:20]) * 100 / DPI)  # a PNG says there how many pixels it is wide
+        bundle = {"image/png": base64.b64encode(picture).decode(), "text/plain": told}
+        return (self.live()._repr_mimebundle_() if in_jupyter() else {}) | bundle, {"image/png": {"width": width}}
+
+    def live(self) -> Any:
+        """The controls as widgets, above the picture, which is drawn anew when one is moved."""
+        import ipywidgets
+        from IPython.display import HTML, display
+
+        def show(**chosen: Any) -> None:
+            """The picture of what is chosen."""
+            picture, told = self.state(tuple(chosen.values()))
+            source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            display(HTML(f'<figure><img src="{source}" alt="{escape(told)}" style="max-width: 100%"><figcaption>{escape(told)}</figcaption></figure>'))
+
+        known: dict[str, Any] = {"style": {"description_width": "initial"}}
+        controls = {
+            name: ipywidgets.IntSlider(first, options[0], options[-1], _step(options), description=name, continuous_update=False, **known)
+            if _is_slider(options)
+            else ipywidgets.Dropdown(options=options, value=first, description=name, **known)
+            for (name, options), first in zip(self.controls.items(), self.start, strict=True)
+        }
+        return ipywidgets.VBox([ipywidgets.HBox([*controls.values()]), ipywidgets.interactive_output(show, controls)])
+
+    def page(self, folder: Path, address: str, alt: str, caption: str) -> str:
+        """The same in HTML, for explore.js: every state's picture goes to `folder`, which the page knows by `address`.
+
+        alt and caption say what every state shows; without scripts the first one stays.
+        """
+        folder.mkdir(parents=True)
+        states = {}
+        for number, (choice, picture, told) in enumerate(self.states()):
+            (folder / f"{number}.png").write_bytes(picture)
+            states[", ".join(map(str, choice))] = {"src": f"{address}/{number}.png", "alt": f"{alt}. {told}", "told": told}
+        first = states[", ".join(map(str, self.start))]
+        data = json.dumps(states).replace("<", r"\u003c")  # which would end the script
+        controls = "".join(_control(*each) for each in zip(self.controls, self.controls.values(), self.start, strict=True))
+        return (
+            f'<div class="explore"><form hidden autocomplete="off">{controls}</form>'
+            f'<script type="application/json">{data}</script>'
+            f'<figure><img src="{first["src"]}" alt="{escape(first["alt"])}">'
+            f'<figcaption><p>{escape(caption)}</p><p aria-live="polite">{escape(first["told"])}</p></figcaption></figure></div>'
+        )
+
+
+def _is_slider(options: Sequence[Any]) -> bool:
+    return all(isinstance(option, int) for option in options) and len(options) > 1
+
+
+def _step(options: Sequence[int]) -> int:
+    return options[1] - options[0]
+
+
+def _control(name: str, options: Sequence[Any], first: Any) -> str:
+    """A labelled slider with its value, or a labelled list."""
+    if _is_slider(options):
+        span = f'min="{options[0]}" max="{options[-1]}" step="{_step(options)}" value="{first}"'
+        return f'<label>{escape(name)} <input type="range" name="{escape(name)}" {span}> <output>{first}</output></label>'
+    listed = "".join(f"<option{' selected' * (option == first)}>{escape(str(option))}</option>" for option in options)
+    return f'<label>{escape(name)} <select name="{escape(name)}">{listed}</select></label>'
+
+
+# Chapter 01: two images, mixed by hand
+
+PLACES = {"top left": (0.25, 0.25), "middle": (0.5, 0.5), "top right": (0.25, 0.75), "bottom left": (0.75, 0.25), "bottom right": (0.75, 0.75)}
+NOWHERE = "none: mixed all over"
+
+
+def mixed(run: runs.Run, data: Data) -> Explorer:
+    """What a trained network makes of a test image a member, each of another class: the share of input 1 and its box can be moved.
+
+    The box takes the share of input 1; without one, as in methods that do not cut, the masks are constant.
+    """
+    cuts, always = run.config.mix == "cutmix", run.config.mix_probability == 1
+    boxes = [*PLACES] * cuts + [NOWHERE] * (not (cuts and always))
+    of_each = (int((data.test_labels == label).nonzero()[0]) for label in data.test_labels.unique())
+    rows = list(islice(cycle(of_each), run.config.members))
+    controls = {"share of input 1, %": range(10, 100, 20), "its box": boxes}
+    return Explorer(partial(_draw_mixed, run, data, rows), controls, (50, boxes[0]))
+
+
+def hand_masks(config: RunConfig, share: float, place: str, height: int, width: int) -> Tensor:
+    """Masks (M, 1, 1, H, W) that give member 1 a share, in a box at one of PLACES, or all over; the others share the rest."""
+    others = config.members - 1
+    if place == NOWHERE:
+        return mixing.linear_masks(torch.tensor([share] + [(1 - share) / others] * others)[:, None], height, width)
+    shares = np.array([1 / (k + 1) for k in range(1, others)] + [share])  # box k takes this of what the boxes on top of it leave
+    centres = np.array([(1 - PLACES[place][0], 1 - PLACES[place][1])] * (others - 1) + [PLACES[place]])
+    boxes = torch.from_numpy(plan.boxes(shares, centres, height, width))[None]
+    return mixing.cutmix_masks(boxes, torch.arange(others, -1, -1), height, width)
+
+
+@torch.no_grad()
+def _draw_mixed(run: runs.Run, data: Data, rows: list[int], percent: int, place: str) -> tuple[Figure, str]:
+    config, pictures = run.config, data.test_images[rows].permute(0, 3, 1, 2)[:, None] / 255  # (M, 1, C, H, W)
+    masks = hand_masks(config, percent / 100, place, *data.shape[:2])
+    encoded = mixing.mix(run.model.encode(studies.inputs(data)[rows][:, None]), masks)
+    core = run.model.core(encoded)
+    answers = run.model.classify(core, masks if config.unmix else None)[:, 0].softmax(dim=1).max(dim=1)
+    regions = mixing.resize_masks(masks, core.shape[-2:], config.unmix_resize) if config.unmix else torch.ones(config.members, 1, 1, 1, 1)
+    figure = figures.mixing(pictures, masks, encoded.mean(dim=1), core.mean(dim=1), core.mean(dim=1) * regions[:, :, 0])
+    names, shares = [data.class_names[int(data.test_labels[row])] for row in rows], mixing.mask_ratios(masks)[:, 0].tolist()
+    notes, told = {}, [f"Asked for: {percent} % for input 1."]
+    for m, (name, part, sure, answer) in enumerate(zip(names, shares, answers.values.tolist(), answers.indices.tolist(), strict=True), 1):
+        notes |= {f"input {m}": name, f"mask {m}": f"{part:.2f}", f"kept for\nclassifier {m}": f"{data.class_names[answer]} ({sure:.2f})"}
+        told.append(f"Input {m}, {name}, has {part:.2f} of the picture; classifier {m} answers {data.class_names[answer]} ({sure:.2f}).")
+    return figures.note(figure, notes), " ".join(told)
+
+
+# Chapter 03: who leans on which feature maps, method by method, block by block, held at one image or another
+
+
+def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], data: Data) -> Explorer:
+    """Appendix D's importances of one block of one run, the other input held at one of the fixed images, or averaged over all.
+
+    held: what `studies.held` found for each run.
+    """
+    names = [data.class_names[int(label)] for label in data.test_labels[: held[0][0].shape[1]]]
+    fixed = [f"mean of {len(names)}", *(f"image {k}: {name}" for k, name in enumerate(names, start=1))]
+    found = {run.config.name: [[block.mean(dim=1), *block.unbind(dim=1)] for block in blocks] for run, blocks in zip(pictured, held, strict=True)}
+    controls = {"method": [*found], "block": range(1, len(held[0]) + 1), "fixed input": fixed}
+    return Explorer(partial(_draw_importance, found, fixed), controls, ([*found][-1], 1, fixed[0]))
+
+
+def _draw_importance(found: dict[str, list[list[Tensor]]], fixed: list[str], name: str, block: int, at: str) -> tuple[Figure, str]:
+    values = found[name][block - 1][fixed.index(at)][:2]
+    value, (low, high), verdict = features.overlap(*values).item(), features.chance(*values), features.verdict(*values)
+    figure = figures.overlaid([[(f"{figures.short(name)}, block {block}: overlap {value:.2f}", values)]], "importance", "feature maps, sorted")
+    figure.axes[0].set_ylim(0, 1.05 * max(float(each[:2].max()) for blocks in found.values() for each in blocks[block - 1]))  # one scale
+    said = {"neither": "neither shared nor separated"}.get(verdict, verdict)
+    return figure, f"{name} after block {block}, held at {at}: overlap {value:.2f}, by chance {low:.2f} to {high:.2f}: {said}."
+
+
+# The book makes them again, from what a chapter was executed with
+
+
+def of_training(given: dict[str, Any]) -> Explorer | None:
+    """Chapter 01's with these parameters, as `of_features`."""
+    config = RunConfig.of(*(given[name] for name in ("profile", "method", "seed", "overrides")))
+    return mixed(runs.load(config), load_data(config.dataset)) if config.dataset in BUILT_IN and config.members > 1 else None
+
+
+def of_features(given: dict[str, Any]) -> Explorer | None:
+    """Chapter 03's with these parameters; None where it would take more than moments, or data that may not be there.
+
+    Raises OSError where a run is not there.
+    """
+    pictured = [runs.load(RunConfig.preset(given["profile"], method, given["seed"])) for method in given["methods"]]
+    if pictured[0].config.dataset not in BUILT_IN:
+        return None
+    data = load_data(pictured[0].config.dataset)
+    inputs = studies.inputs(data, given["most_images"])
+    return importance(pictured, [studies.held(run, inputs) for run in pictured], data)
+
+
+CHAPTERS = {"01_training": of_training, "03_subnetwork_features": of_features}
