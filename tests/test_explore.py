@@ -202,9 +202,9 @@ def lab(finished, tmp_path, wait_for):
 @pytest.mark.browser
 def test_in_jupyterlab_a_moved_slider_and_another_word_draw_the_picture_anew(browser, lab, mixed, tmp_path):
     opened = browser.new_page(viewport={"width": 1280, "height": 800})
-    opened.set_default_timeout(180_000)  # where the machine is busy with other things
+    opened.set_default_timeout(60_000)  # where the machine is busy with other things
     opened.goto(lab)
-    opened.locator(".jp-CodeCell").wait_for()
+    opened.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # the kernel is there
     opened.get_by_role("menuitem", name="Run", exact=True).click()
     opened.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     shown = opened.locator(".jp-OutputArea figure")
