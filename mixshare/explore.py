@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mixshare import features, figures, mixing, plan, runs, studies
+from mixshare.batch import Normalise
 from mixshare.config import RunConfig
 from mixshare.data import BUILT_IN, Data, load_data
 from mixshare.execution import in_jupyter
@@ -58,8 +59,8 @@ class Explorer:
         def show(**chosen: Any) -> None:
             """The picture of what is chosen."""
             picture, told = self.state(tuple(chosen.values()))
-            source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-            display(HTML(f'<figure><img src="{source}" alt="{escape(told)}" style="max-width: 100%"><figcaption>{escape(told)}</figcaption></figure>'))
+            source, words = f"data:image/png;base64,{base64.b64encode(picture).decode()}", escape(told)
+            display(HTML(f'<figure><img src="{source}" alt="{words}" style="max-width: 100%"><figcaption>{words}</figcaption></figure>'))
 
         known: dict[str, Any] = {"style": {"description_width": "initial"}}
         controls = {
@@ -68,7 +69,8 @@ class Explorer:
             else ipywidgets.Dropdown(options=options, value=first, description=name, **known)
             for (name, options), first in zip(self.controls.items(), self.start, strict=True)
         }
-        return ipywidgets.VBox([ipywidgets.HBox([*controls.values()]), ipywidgets.interactive_output(show, controls)])
+        row = ipywidgets.Box([*controls.values()], layout={"flex_flow": "row wrap"})
+        return ipywidgets.VBox([row, ipywidgets.interactive_output(show, controls)])
 
     def page(self, folder: Path, address: str, alt: str, caption: str) -> str:
         """The same in HTML, for explore.js: every state's picture goes to `folder`, which the page knows by `address`.
@@ -108,9 +110,15 @@ def _control(name: str, options: Sequence[Any], first: Any) -> str:
     return f'<label>{escape(name)} <select name="{escape(name)}">{listed}</select></label>'
 
 
-# Chapter 01: two images, mixed by hand
+# Chapter 01: test images, mixed by hand
 
-PLACES = {"top left": (0.25, 0.25), "middle": (0.5, 0.5), "top right": (0.25, 0.75), "bottom left": (0.75, 0.25), "bottom right": (0.75, 0.75)}
+PLACES = {  # of a box's middle, from the top and from the left, as parts of the image
+    "top left": (0.25, 0.25),
+    "middle": (0.5, 0.5),
+    "top right": (0.25, 0.75),
+    "bottom left": (0.75, 0.25),
+    "bottom right": (0.75, 0.75),
+}
 NOWHERE = "none: mixed all over"
 
 
@@ -119,16 +127,17 @@ def mixed(run: runs.Run, data: Data) -> Explorer:
 
     The box takes the share of input 1; without one, as in methods that do not cut, the masks are constant.
     """
-    cuts, always = run.config.mix == "cutmix", run.config.mix_probability == 1
-    boxes = [*PLACES] * cuts + [NOWHERE] * (not (cuts and always))
+    always = run.config.mix == "cutmix" and run.config.mix_probability == 1
+    boxes = [*PLACES] * (run.config.mix == "cutmix") + [NOWHERE] * (not always)
     of_each = (int((data.test_labels == label).nonzero()[0]) for label in data.test_labels.unique())
     rows = list(islice(cycle(of_each), run.config.members))
+    inputs = Normalise(data).inputs(data.test_images[rows])[:, None]  # (M, 1, C, H, W)
     controls = {"share of input 1, %": range(10, 100, 20), "its box": boxes}
-    return Explorer(partial(_draw_mixed, run, data, rows), controls, (50, boxes[0]))
+    return Explorer(partial(_draw_mixed, run, data, rows, inputs), controls, (50, boxes[0]))
 
 
 def hand_masks(config: RunConfig, share: float, place: str, height: int, width: int) -> Tensor:
-    """Masks (M, 1, 1, H, W) that give member 1 a share, in a box at one of PLACES, or all over; the others share the rest."""
+    """Masks (M, 1, 1, H, W) that give member 1 a share in (0, 1), in a box at one of PLACES, or all over; the others share the rest."""
     others = config.members - 1
     if place == NOWHERE:
         return mixing.linear_masks(torch.tensor([share] + [(1 - share) / others] * others)[:, None], height, width)
@@ -139,19 +148,20 @@ def hand_masks(config: RunConfig, share: float, place: str, height: int, width: 
 
 
 @torch.no_grad()
-def _draw_mixed(run: runs.Run, data: Data, rows: list[int], percent: int, place: str) -> tuple[Figure, str]:
-    config, pictures = run.config, data.test_images[rows].permute(0, 3, 1, 2)[:, None] / 255  # (M, 1, C, H, W)
+def _draw_mixed(run: runs.Run, data: Data, rows: list[int], inputs: Tensor, percent: int, place: str) -> tuple[Figure, str]:
+    config = run.config
     masks = hand_masks(config, percent / 100, place, *data.shape[:2])
-    encoded = mixing.mix(run.model.encode(studies.inputs(data)[rows][:, None]), masks)
-    core = run.model.core(encoded)
-    answers = run.model.classify(core, masks if config.unmix else None)[:, 0].softmax(dim=1).max(dim=1)
-    regions = mixing.resize_masks(masks, core.shape[-2:], config.unmix_resize) if config.unmix else torch.ones(config.members, 1, 1, 1, 1)
-    figure = figures.mixing(pictures, masks, encoded.mean(dim=1), core.mean(dim=1), core.mean(dim=1) * regions[:, :, 0])
-    names, shares = [data.class_names[int(data.test_labels[row])] for row in rows], mixing.mask_ratios(masks)[:, 0].tolist()
+    encoding = mixing.mix(run.model.encode(inputs), masks)
+    core = run.model.core(encoding)
+    logits = run.model.classify(core, masks if config.unmix else None)[:, 0]
+    own = mixing.resize_masks(masks, core.shape[-2:], config.unmix_resize) if config.unmix else torch.ones_like(masks[..., :1, :1])
+    pictures, mean = data.test_images[rows].permute(0, 3, 1, 2)[:, None] / 255, core.mean(dim=1)
+    figure = figures.mixing(pictures, masks, encoding.mean(dim=1), mean, mean * own[:, :, 0])
     notes, told = {}, [f"Asked for: {percent} % for input 1."]
-    for m, (name, part, sure, answer) in enumerate(zip(names, shares, answers.values.tolist(), answers.indices.tolist(), strict=True), 1):
-        notes |= {f"input {m}": name, f"mask {m}": f"{part:.2f}", f"kept for\nclassifier {m}": f"{data.class_names[answer]} ({sure:.2f})"}
-        told.append(f"Input {m}, {name}, has {part:.2f} of the picture; classifier {m} answers {data.class_names[answer]} ({sure:.2f}).")
+    for m, (row, share, sure) in enumerate(zip(rows, mixing.mask_ratios(masks)[:, 0].tolist(), logits.softmax(dim=1), strict=True), start=1):
+        name, answer = data.class_names[int(data.test_labels[row])], f"{data.class_names[int(sure.argmax())]} ({sure.max():.2f})"
+        notes |= {f"input {m}": name, f"mask {m}": f"{share:.2f}", f"kept for\nclassifier {m}": answer}
+        told.append(f"Input {m} (class {name}) has {share:.2f} of the picture; classifier {m} answers {answer}.")
     return figures.note(figure, notes), " ".join(told)
 
 
@@ -165,7 +175,8 @@ def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], d
     """
     names = [data.class_names[int(label)] for label in data.test_labels[: held[0][0].shape[1]]]
     fixed = [f"mean of {len(names)}", *(f"image {k}: {name}" for k, name in enumerate(names, start=1))]
-    found = {run.config.name: [[block.mean(dim=1), *block.unbind(dim=1)] for block in blocks] for run, blocks in zip(pictured, held, strict=True)}
+    values = [[[block.mean(dim=1), *block.unbind(dim=1)] for block in blocks] for blocks in held]
+    found = {run.config.name: blocks for run, blocks in zip(pictured, values, strict=True)}
     controls = {"method": [*found], "block": range(1, len(held[0]) + 1), "fixed input": fixed}
     return Explorer(partial(_draw_importance, found, fixed), controls, ([*found][-1], 1, fixed[0]))
 
@@ -173,7 +184,8 @@ def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], d
 def _draw_importance(found: dict[str, list[list[Tensor]]], fixed: list[str], name: str, block: int, at: str) -> tuple[Figure, str]:
     values = found[name][block - 1][fixed.index(at)][:2]
     value, (low, high), verdict = features.overlap(*values).item(), features.chance(*values), features.verdict(*values)
-    figure = figures.overlaid([[(f"{figures.short(name)}, block {block}: overlap {value:.2f}", values)]], "importance", "feature maps, sorted")
+    title = f"{figures.short(name)}, block {block}: overlap {value:.2f}"
+    figure = figures.overlaid([[(title, values)]], "importance", "feature maps, sorted")
     figure.axes[0].set_ylim(0, 1.05 * max(float(each[:2].max()) for blocks in found.values() for each in blocks[block - 1]))  # one scale
     said = {"neither": "neither shared nor separated"}.get(verdict, verdict)
     return figure, f"{name} after block {block}, held at {at}: overlap {value:.2f}, by chance {low:.2f} to {high:.2f}: {said}."

@@ -177,6 +177,23 @@ class TestPuttingPagesTogether:
         assert "MixShare minus Cut-MixMo, ensemble accuracy: +14.76 percentage points; the 95 % t interval over 3 seeds" in text
         assert "chapters/02" not in text and "(grid photographs)" in (tmp_path / "chapters" / "05_results-photographs.ipynb").read_text()
         assert "This is MixShare, seed 1" in (tmp_path / "chapters" / "01_training.ipynb").read_text()
+        assert not list((tmp_path / "states").iterdir())  # they would take its photographs
+
+    def test_a_picture_with_controls_stands_where_it_does_in_the_chapter_in_an_older_copy_too(self, copied, tmp_path):
+        copied("mixshare", 1)
+        whole = json.loads((project_root() / "notebooks" / "01_training.ipynb").read_text())
+        (place,) = [number for number, cell in enumerate(whole["cells"]) if "explore" in cell["metadata"].get("tags", [])]
+        older = whole | {"cells": whole["cells"][: place - 1] + whole["cells"][place + 1 :]}
+        for name, notebook in (("whole", whole), ("older", older)):
+            cells = book.with_states("01_training", notebook, tmp_path / "states" / name)
+            assert [cell["source"] for cell in cells] == [cell["source"] for cell in whole["cells"]]
+            (output,) = cells[place]["outputs"]
+            assert 'class="explore"' in output["data"]["text/html"] and f'src="../states/{name}/' in output["data"]["text/html"]
+            assert len({cell["id"] for cell in cells}) == len(cells)
+
+    def test_a_picture_with_controls_stays_as_it_was_executed_where_its_run_is_not_there(self, outputs, tmp_path):
+        notebook = json.loads((project_root() / "notebooks" / "01_training.ipynb").read_text())
+        assert book.with_states("01_training", notebook, tmp_path / "states") == notebook["cells"] and not (tmp_path / "states").exists()
 
     def test_a_figure_that_no_chapter_knows_is_described_by_the_part_that_it_stands_in(self, tmp_path):
         notebook = json.loads((published_folder() / "digits" / "chapters" / "05_results.ipynb").read_text())
@@ -305,7 +322,8 @@ class TestInABrowser:
         opened.get_by_label("share of input 1").press("ArrowRight")
         opened.get_by_label("its box").press("ArrowDown")
         shown = opened.locator(".explore img")
-        assert shown.get_attribute("src") == states["70, middle"]["src"] and shown.evaluate("image => image.decode().then(() => image.naturalWidth)")
+        assert shown.get_attribute("src") == states["70, middle"]["src"]
+        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 1000
         assert opened.locator(".explore [aria-live]").inner_text() == states["70, middle"]["told"]
         assert opened.locator(".explore output").inner_text() == "70" and opened.complaints == []
 

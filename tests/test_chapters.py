@@ -142,6 +142,7 @@ class TestExecuting:
         chapter = chapters.chapter_path("01_training")
         chapters.execute("01_training", output, self.SMOKE, [read])
         assert not list(output.parent.glob("*.partial.ipynb")) and (output.parent / "metrics.json").is_file()
+        assert "one member: there is nothing to mix" in "".join(text_of(o) for cell in code_cells(output) for o in cell.outputs)
         assert chapters.is_current(output, chapter, self.SMOKE, [read])
         assert not chapters.is_current(output, chapter, self.SMOKE | {"seed": 6}, [read])
         read.write_text("2")

@@ -107,7 +107,7 @@ class TestMixingByHand:
         _, told = mixed.state((30, "middle"))
         for m, (probabilities, share) in enumerate(zip(answers, mixing.mask_ratios(masks)[:, 0]), start=1):
             answer = f"{int(probabilities.argmax())} ({probabilities.max():.2f})"
-            assert f"Input {m}, {m - 1}, has {share:.2f} of the picture; classifier {m} answers {answer}." in told
+            assert f"Input {m} (class {m - 1}) has {share:.2f} of the picture; classifier {m} answers {answer}." in told
 
     def test_every_state_has_a_picture_of_its_own(self, mixed):
         assert len({picture for _, picture, _ in mixed.states()}) == 5 * len(explore.PLACES)
@@ -115,7 +115,7 @@ class TestMixingByHand:
     def test_works_for_more_members_than_two(self, finished):
         run = finished("mixshare", 1, members=3)
         _, told = explore.mixed(run, DATA).state((50, "middle"))
-        assert told.count("classifier") == 3 and "Input 3, 2, has" in told
+        assert told.count("classifier") == 3 and "Input 3 (class 2) has" in told
 
 
 class TestImportancesChosen:
@@ -140,8 +140,8 @@ class TestImportancesChosen:
 
     def test_all_choices_of_a_block_have_one_scale(self, compared):
         found, _ = compared
-        heights = {found.draw(method, 2, at)[0].axes[0].get_ylim() for method in ("mimo", "mixshare") for at in found.controls["fixed input"]}
-        assert len(heights) == 1
+        choices = [(method, 2, at) for method in ("mimo", "mixshare") for at in found.controls["fixed input"]]
+        assert len({found.draw(*choice)[0].axes[0].get_ylim() for choice in choices}) == 1
 
 
 class TestFromAnExecutedChapter:
@@ -169,7 +169,7 @@ class TestFromAnExecutedChapter:
         assert [set(output.data) for output in cell.outputs] == [{"image/png", "text/plain"}]
 
 
-FOLDERS = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
+FOLDERS = (*(f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")), "IPYTHONDIR")
 CELL = """\
 import mixshare
 from mixshare import data, explore
