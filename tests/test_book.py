@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 import mixshare
-from mixshare import book, results
+from mixshare import book, explore, results
 from mixshare.errors import FileProblem
 from mixshare.files import project_root, published_folder
 
@@ -179,8 +179,9 @@ class TestPuttingPagesTogether:
         assert "This is MixShare, seed 1" in (tmp_path / "chapters" / "01_training.ipynb").read_text()
         assert not list((tmp_path / "states").iterdir())  # they would take its photographs
 
-    def test_a_picture_with_controls_stands_where_it_does_in_the_chapter_in_an_older_copy_too(self, copied, tmp_path):
+    def test_a_picture_with_controls_stands_where_it_does_in_the_chapter_in_an_older_copy_too(self, copied, tmp_path, monkeypatch):
         copied("mixshare", 1)
+        monkeypatch.setattr(explore, "PLACES", {"middle": (0.5, 0.5)})  # so that it takes moments
         whole = json.loads((project_root() / "notebooks" / "01_training.ipynb").read_text())
         (place,) = [number for number, cell in enumerate(whole["cells"]) if "explore" in cell["metadata"].get("tags", [])]
         older = whole | {"cells": whole["cells"][: place - 1] + whole["cells"][place + 1 :]}
