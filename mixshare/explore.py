@@ -162,7 +162,8 @@ def _draw_mixed(run: runs.Run, data: Data, rows: list[int], inputs: Tensor, perc
         name, answer = data.class_names[int(data.test_labels[row])], f"{data.class_names[int(sure.argmax())]} ({sure.max():.2f})"
         notes |= {f"input {m}": name, f"mask {m}": f"{share:.2f}", f"kept for\nclassifier {m}": answer}
         told.append(f"Input {m} (class {name}) has {share:.2f} of the picture; classifier {m} answers {answer}.")
-    return figures.note(figure, notes), " ".join(told)
+    figures.note(figure, notes)
+    return figure, " ".join(told)
 
 
 # Chapter 03: who leans on which feature maps, method by method, block by block, held at one image or another

@@ -33,12 +33,11 @@ def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept:
     return figure
 
 
-def note(figure: Figure, notes: dict[str, str]) -> Figure:
+def note(figure: Figure, notes: dict[str, str]) -> None:
     """Put words under the panels of a figure, by their titles."""
     panels = {panel.get_title(): panel for panel in figure.axes}
     for title, words in notes.items():
         panels[title].set_xlabel(words)
-    return figure
 
 
 def _picture(axes: Axes, picture: Tensor, limits: tuple[float, float] | None) -> None:
