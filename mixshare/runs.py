@@ -7,6 +7,7 @@ unfinished, .lease while a process trains it.
 
 import platform
 import re
+import reprlib
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,7 +162,8 @@ def foreign(config: RunConfig, folder: Path) -> str | None:
         names = [name for name in {**here, **there} if name not in EXECUTION and there.get(name) != here.get(name)]
     except (OSError, AttributeError, TypeError):  # none there, or one that says nothing
         return None
-    differences = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
+    told = {name: name if name in here else reprlib.repr(name) for name in names}  # a damaged file may hold any name
+    differences = "; ".join(f"{told[name]} {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
     return f"{shown(folder)} holds a run of another configuration ({differences})"
 
 

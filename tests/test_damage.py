@@ -43,6 +43,16 @@ def test_a_damaged_file_of_a_run_is_named_and_the_run_is_not_loaded(name, spoilt
     record_property("damage noticed", noticed)
 
 
+@pytest.mark.parametrize("letter", ["\x7f", "\\n", "\\u2028", "\\ud800"])
+def test_a_name_that_damage_made_unprintable_is_told_in_a_line(letter, copied, in_a_line):
+    run = copied()
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"mix_alpha"', f'"mix{letter}alpha"'))
+    with pytest.raises(OSError, match="another configuration .*'mix.*alpha' 2") as caught:
+        mixshare.load(run.config)
+    in_a_line(caught.value)
+
+
 @pytest.mark.parametrize("name", [name for name in runs.RUN_FILES if name != "config.json"])
 def test_a_run_with_a_damaged_file_is_made_again_with_the_same_bits(name, copied, finished, contents):
     run = copied()
