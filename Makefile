@@ -17,7 +17,7 @@ env: ## a virtual environment in .venv from the lock, made once, made again when
 		rm -rf .venv && $(PYTHON) -m venv .venv && \
 		echo "installing the environment: a few minutes, once" && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable . && \
 		cat requirements.lock pyproject.toml > .venv/made-from; }
 
 reproduce: env ## train the methods for three seeds, each as an executed chapter, and end with the table (PROFILE, METHODS, SEEDS, WORKFLOW, CORES, FRESH=1)

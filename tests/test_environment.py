@@ -1,6 +1,8 @@
 """One environment, described in three places that must not drift apart, and the one that these tests run in."""
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -96,3 +98,12 @@ def test_conda_users_get_the_packages_of_the_lock_and_this_project_in_lines_that
 
 def test_this_python_is_one_that_the_project_admits():
     assert SpecifierSet(PROJECT["requires-python"]).contains(".".join(map(str, sys.version_info[:3])))
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make env` makes")
+def test_a_folder_of_the_packages_name_such_as_a_clone_does_not_hide_it_from_python_started_beside_it(tmp_path):
+    (tmp_path / "mixshare").mkdir()
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import mixshare; print(mixshare.train.__name__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert done.stdout == "train\n", done.stderr
