@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 import mixshare
-from mixshare import runs
+from mixshare import files, runs
 
 settings.register_profile("nightly", max_examples=5000)  # `make nightly`: the same tests, for longer
 CHROMIUM = shutil.which("chromium")
@@ -27,6 +27,12 @@ ARGUMENTS = (
 def nightly(pytestconfig):
     """Whether there is time: tests that can go on for long then do."""
     return pytestconfig.getoption("hypothesis_profile") == "nightly"
+
+
+def pytest_runtest_setup(item):
+    """What wants the real CIFAR-100 is skipped without it."""
+    if item.get_closest_marker("cifar100") and not (files.data_folder() / "cifar100.npz").is_file():
+        pytest.skip("needs the real CIFAR-100 as $MIXSHARE_DATA/cifar100.npz")
 
 
 def pytest_terminal_summary(terminalreporter):

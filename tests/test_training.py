@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mixshare
-from mixshare import RunConfig, execution, files, runs, training
+from mixshare import RunConfig, execution, runs, training
 from mixshare.batch import Batches
 from mixshare.config import METHODS
 from mixshare.data import load_data
@@ -370,7 +370,6 @@ def test_progress_is_shown_to_a_person_who_watches_and_to_nobody_else(watched, m
 
 
 @pytest.mark.cifar100
-@pytest.mark.skipif(not (files.data_folder() / "cifar100.npz").is_file(), reason="needs the real CIFAR-100 as $MIXSHARE_DATA/cifar100.npz")
 def test_real_images_are_learnt(monkeypatch):
     data = load_data("cifar100")
     few = replace(data, train_images=data.train_images[:1000], train_labels=data.train_labels[:1000],
