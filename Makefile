@@ -8,8 +8,11 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile w
 # Several runs on this machine's own GPU; not on a cluster's login node.
 TOGETHER = $(if $(filter local,$(WORKFLOW)),$(BIN)/python -m mixshare together,:)
 
-.PHONY: env lock reproduce studies grid plan speed publish verify book test nightly notebook chapters clean
+.PHONY: help env lock reproduce studies grid plan speed publish verify book test nightly notebook chapters clean
 .DEFAULT_GOAL := reproduce
+
+help: ## what there is to make, with the variables that each takes
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-10s %s\n' "$$name" "$$what"; done
 
 env: ## a virtual environment in .venv from the lock, made once, made again when the lock or the package's metadata change
 	@cat requirements.lock pyproject.toml | cmp -s - .venv/made-from || { \
@@ -47,7 +50,7 @@ publish: env ## check a profile's results, or a grid's, copy them to outputs/pub
 	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(GRID),--grid $(GRID)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 verify: env ## check a run: its files, its figures from its answers and weights, its chapter (RUN=a run's folder, RETRAIN=1)
-	@$(BIN)/python -m mixshare verify $(RUN) $(if $(RETRAIN),--retrain)
+	@$(BIN)/python -m mixshare verify "$(RUN)" $(if $(RETRAIN),--retrain)
 
 book: env ## a profile's executed chapters as a site to read, outputs/<profile>/book/index.html (PROFILE)
 	@$(BIN)/python -m mixshare book $(PROFILE)

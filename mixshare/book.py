@@ -35,6 +35,7 @@ def build(profile: str) -> Path:
     check_member("profile", profile, PROFILES)
     place = outputs_folder() / profile / "book"
     outputs_folder().mkdir(parents=True, exist_ok=True)
+    print(f"rendering the executed chapters of {profile}: a minute or two …", flush=True)
     with tempfile.TemporaryDirectory(dir=outputs_folder(), prefix=".book-") as work:
         assemble(profile, Path(work, "pages"))
         options = ["-q", "-c", project_root() / "docs", "-d", f"{work}/read", "-D", f"html_title=MixShare, step by step: {profile}"]

@@ -15,6 +15,7 @@ from mixshare.errors import FileProblem, InvalidType, InvalidValue
 from mixshare.files import digest_of, free, only_one, project_root, reason, shown, write_text
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+FORMS = {list: "[one, two]", dict: "{field: value}"}  # what papermill's -p can't say, in YAML
 QUIET_KERNEL = ["--log-level=50"]  # ipykernel else warns in every run that its sockets on this host are not encrypted
 TOLD_EVERY = 10.0  # seconds between two lines about a run that is under way
 
@@ -59,7 +60,8 @@ def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
         wanted = known[name]
         fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
         if not fits:
-            raise InvalidType(f"parameter {name} must be of type {wanted.__name__}, not {reprlib.repr(value)} ({type(value).__name__})")
+            hint = f"; for papermill's command line: -y '{{{name}: {FORMS[wanted]}}}'" if wanted in FORMS else ""
+            raise InvalidType(f"parameter {name} must be of type {wanted.__name__}, not {reprlib.repr(value)} ({type(value).__name__}){hint}")
 
 
 def check_parameters(cells: Sequence[str], namespace: dict[str, Any]) -> None:

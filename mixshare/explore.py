@@ -1,14 +1,8 @@
-"""Pictures with controls: live where a person has the chapter open, states made beforehand in the book, elsewhere a plain figure."""
+"""The chapters' pictures with controls: what is drawn for a choice, and how the book makes them again from an executed chapter."""
 
-import base64
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from html import escape
-from itertools import cycle, islice, product
-from pathlib import Path
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -19,96 +13,8 @@ from torch import Tensor
 from mixshare import features, figures, mixing, plan, runs, studies
 from mixshare.batch import Normalise
 from mixshare.config import RunConfig
+from mixshare.controls import Explorer
 from mixshare.data import BUILT_IN, Data, load_data
-from mixshare.execution import in_jupyter
-
-DPI = 160  # as saved figures have it
-
-
-@dataclass(frozen=True)
-class Explorer:
-    """A picture that follows its controls: a chapter's cell that ends with one shows it."""
-
-    draw: Callable[..., tuple[Figure, str]]  # a choice of every control, in order -> the picture, and what it says in a sentence
-    controls: dict[str, Sequence[Any]]  # what can be chosen by which name: whole numbers, evenly apart, are a slider, words a list
-    start: tuple[Any, ...]  # the choice that is shown first
-
-    def states(self) -> Iterator[tuple[tuple[Any, ...], bytes, str]]:
-        """Every choice that the controls offer, with its picture and its sentence."""
-        return ((choice, *self.state(choice)) for choice in product(*self.controls.values()))
-
-    def state(self, choice: tuple[Any, ...]) -> tuple[bytes, str]:
-        """The picture of a choice, as PNG, and its sentence."""
-        figure, told = self.draw(*choice)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-        return file.getvalue(), told
-
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What Jupyter shows: the controls where somebody can move them, and for everybody else the plain picture."""
-        picture, told = self.state(self.start)
-        width = round(int.from_bytes(picture[16:20]) * 100 / DPI)  # a PNG says there how many pixels it is wide
-        bundle = {"image/png": base64.b64encode(picture).decode(), "text/plain": told}
-        return (self.live()._repr_mimebundle_() if in_jupyter() else {}) | bundle, {"image/png": {"width": width}}
-
-    def live(self) -> Any:
-        """The controls as widgets, above the picture, which is drawn anew when one is moved."""
-        import ipywidgets
-        from IPython.display import HTML, display
-
-        def show(**chosen: Any) -> None:
-            """The picture of what is chosen."""
-            picture, told = self.state(tuple(chosen.values()))
-            source, words = f"data:image/png;base64,{base64.b64encode(picture).decode()}", escape(told)
-            display(HTML(f'<figure><img src="{source}" alt="{words}" style="max-width: 100%"><figcaption>{words}</figcaption></figure>'))
-
-        known: dict[str, Any] = {"style": {"description_width": "initial"}}
-        controls = {
-            name: ipywidgets.IntSlider(first, options[0], options[-1], _step(options), description=name, continuous_update=False, **known)
-            if _is_slider(options)
-            else ipywidgets.Dropdown(options=options, value=first, description=name, **known)
-            for (name, options), first in zip(self.controls.items(), self.start, strict=True)
-        }
-        row = ipywidgets.Box([*controls.values()], layout={"flex_flow": "row wrap"})
-        return ipywidgets.VBox([row, ipywidgets.interactive_output(show, controls)])
-
-    def page(self, folder: Path, address: str, alt: str, caption: str) -> str:
-        """The same in HTML, for explore.js: every state's picture goes to `folder`, which the page knows by `address`.
-
-        alt and caption say what every state shows; without scripts the first one stays.
-        """
-        folder.mkdir(parents=True)
-        states = {}
-        for number, (choice, picture, told) in enumerate(self.states()):
-            (folder / f"{number}.png").write_bytes(picture)
-            states[", ".join(map(str, choice))] = {"src": f"{address}/{number}.png", "alt": f"{alt}. {told}", "told": told}
-        first = states[", ".join(map(str, self.start))]
-        data = json.dumps(states).replace("<", r"\u003c")  # which would end the script
-        controls = "".join(_control(*each) for each in zip(self.controls, self.controls.values(), self.start, strict=True))
-        return (
-            f'<div class="explore"><form hidden autocomplete="off">{controls}</form>'
-            f'<script type="application/json">{data}</script>'
-            f'<figure><img src="{first["src"]}" alt="{escape(first["alt"])}">'
-            f'<figcaption><p>{escape(caption)}</p><p aria-live="polite">{escape(first["told"])}</p></figcaption></figure></div>'
-        )
-
-
-def _is_slider(options: Sequence[Any]) -> bool:
-    return all(isinstance(option, int) for option in options) and len(options) > 1
-
-
-def _step(options: Sequence[int]) -> int:
-    return options[1] - options[0]
-
-
-def _control(name: str, options: Sequence[Any], first: Any) -> str:
-    """A labelled slider with its value, or a labelled list."""
-    if _is_slider(options):
-        span = f'min="{options[0]}" max="{options[-1]}" step="{_step(options)}" value="{first}"'
-        return f'<label>{escape(name)} <input type="range" name="{escape(name)}" {span}> <output>{first}</output></label>'
-    listed = "".join(f"<option{' selected' * (option == first)}>{escape(str(option))}</option>" for option in options)
-    return f'<label>{escape(name)} <select name="{escape(name)}">{listed}</select></label>'
-
 
 # Chapter 01: test images, mixed by hand
 
@@ -175,9 +81,9 @@ def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], d
     held: what `studies.held` found for each run.
     """
     names = [data.class_names[int(label)] for label in data.test_labels[: held[0][0].shape[1]]]
-    fixed = [f"mean of {len(names)}", *(f"image {k}: {name}" for k, name in enumerate(names, start=1))]
+    fixed = [f"mean of {len(names)}", *(f"image {k} (class {name})" for k, name in enumerate(names, start=1))]
     values = [[[block.mean(dim=1), *block.unbind(dim=1)] for block in blocks] for blocks in held]
-    found = {run.config.name: blocks for run, blocks in zip(pictured, values, strict=True)}
+    found = {figures.short(run.config.name): blocks for run, blocks in zip(pictured, values, strict=True)}
     controls = {"method": [*found], "block": range(1, len(held[0]) + 1), "fixed input": fixed}
     return Explorer(partial(_draw_importance, found, fixed), controls, ([*found][-1], 1, fixed[0]))
 
@@ -185,7 +91,7 @@ def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], d
 def _draw_importance(found: dict[str, list[list[Tensor]]], fixed: list[str], name: str, block: int, at: str) -> tuple[Figure, str]:
     values = found[name][block - 1][fixed.index(at)][:2]
     value, (low, high), verdict = features.overlap(*values).item(), features.chance(*values), features.verdict(*values)
-    title = f"{figures.short(name)}, block {block}: overlap {value:.2f}"
+    title = f"{name}, block {block}: overlap {value:.2f}"
     figure = figures.overlaid([[(title, values)]], "importance", "feature maps, sorted")
     figure.axes[0].set_ylim(0, 1.05 * max(float(each[:2].max()) for blocks in found.values() for each in blocks[block - 1]))  # one scale
     said = {"neither": "neither shared nor separated"}.get(verdict, verdict)

@@ -33,11 +33,13 @@ def verify(folder: Path, retrain: bool = False) -> bool:
     """
     if not (folder / "config.json").is_file():
         raise FileProblem(f"{shown(folder)} holds no run; possible is such as RUN=outputs/published/digits/mixshare/seed-1")
-    fine = True
+    verdicts = []
     for what, verdict in _checks(folder.resolve(), retrain):
         print(f"{what}: {verdict}", flush=True)
-        fine &= not verdict.startswith(DIFFERENT)
-    return fine
+        verdicts.append(verdict)
+    different = sum(verdict.startswith(DIFFERENT) for verdict in verdicts)
+    print(f"in all: {different or 'none'} of {len(verdicts)} checks different; {shown(folder)} is {'NOT ' * (different > 0)}what it says")
+    return not different
 
 
 def _checks(folder: Path, retrain: bool) -> Iterator[tuple[str, str]]:

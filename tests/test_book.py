@@ -331,8 +331,8 @@ class TestInABrowser:
     def test_a_method_chosen_from_a_list_shows_its_own_picture_and_the_number_of_the_published_table(self, tab):
         table = pd.read_csv(DIGITS / "studies" / "sharing.csv").set_index(["method", "seed", "block"])["overlap"]
         opened, seen = tab("chapters/03_subnetwork_features.html"), set()
-        for method in ("mimo", "cut_mixmo", "mixshare"):
-            opened.get_by_label("method").select_option(method)
+        for method, title in (("mimo", "MIMO"), ("cut_mixmo", "Cut-MixMo"), ("mixshare", "MixShare")):
+            opened.get_by_label("method").select_option(title)
             assert f"overlap {table.loc[method, 1, 1]:.2f}, by chance" in opened.locator(".explore [aria-live]").inner_text()
             assert opened.locator(".explore img").get_attribute("alt").endswith(opened.locator(".explore [aria-live]").inner_text())
             seen.add(opened.locator(".explore img").get_attribute("src"))

@@ -90,7 +90,7 @@ def test_a_number_changed_in_a_committed_output_fails_the_gate(tmp_path):
         ({"seed": True}, TypeError, "seed must be of type int"),
         ({"fast": 1}, TypeError, "fast must be of type bool"),
         ({"overrides": []}, TypeError, "overrides must be of type dict"),
-        ({"methods": "mimo"}, TypeError, "methods must be of type list"),
+        ({"methods": "mimo"}, TypeError, r"methods must be of type list, not 'mimo' \(str\); for papermill's command line: -y '{methods: \[one, two\]}'"),
     ],
 )
 def test_an_unknown_key_or_a_wrong_type_is_one_line(given, kind, says):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mixshare
-from mixshare import chapters, explore, features, figures, mixing, studies
+from mixshare import chapters, controls, explore, features, figures, mixing, studies
 from mixshare.data import load_data
 from mixshare.files import project_root
 
@@ -32,11 +32,11 @@ def compared(finished):
     """Chapter 03's, of two smoke runs, and what `studies.held` found for them."""
     pictured = [finished("mimo", 1), finished("mixshare", 1)]
     held = [studies.held(run, studies.inputs(DATA)[:40]) for run in pictured]
-    return explore.importance(pictured, held, DATA), dict(zip(("mimo", "mixshare"), held, strict=True))
+    return explore.importance(pictured, held, DATA), dict(zip(("MIMO", "MixShare"), held, strict=True))
 
 
 class TestAPictureWithControls:
-    simple = explore.Explorer(
+    simple = controls.Explorer(
         lambda number, word: (figures.schedule([number, 2 * number, len(word)], 1), f"{number} {word} <b>"),
         {"how many": range(2, 7, 2), "a word": ["one", "three"]},
         (4, "three"),
@@ -121,7 +121,7 @@ class TestMixingByHand:
 class TestImportancesChosen:
     def test_the_number_is_the_overlap_of_what_is_chosen(self, compared):
         found, held = compared
-        for method, block, at in (("mimo", 2, 0), ("mixshare", 3, 5)):
+        for method, block, at in (("MIMO", 2, 0), ("MixShare", 3, 5)):
             chosen = held[method][block - 1].mean(dim=1) if not at else held[method][block - 1][:, at - 1]
             label = found.controls["fixed input"][at]
             _, told = found.state((method, block, label))
@@ -130,7 +130,7 @@ class TestImportancesChosen:
 
     def test_a_fixed_input_is_named_by_what_it_shows(self, compared):
         names = compared[0].controls["fixed input"]
-        assert len(names) == 1 + studies.FIXED and names[3] == f"image 3: {DATA.class_names[int(DATA.test_labels[2])]}"
+        assert len(names) == 1 + studies.FIXED and names[3] == f"image 3 (class {DATA.class_names[int(DATA.test_labels[2])]})"
 
     def test_held_at_every_image_and_averaged_is_the_importance_of_appendix_d(self, finished):
         run, images = finished("mimo", 1), studies.inputs(DATA)[:40]
@@ -140,7 +140,7 @@ class TestImportancesChosen:
 
     def test_all_choices_of_a_block_have_one_scale(self, compared):
         found, _ = compared
-        choices = [(method, 2, at) for method in ("mimo", "mixshare") for at in found.controls["fixed input"]]
+        choices = [(method, 2, at) for method in ("MIMO", "MixShare") for at in found.controls["fixed input"]]
         assert len({found.draw(*choice)[0].axes[0].get_ylim() for choice in choices}) == 1
 
 

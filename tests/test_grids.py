@@ -8,8 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 
-import mixshare
-from mixshare import RunConfig, chapters, forecast, grids, publish, results, runs, targets
+from mixshare import RunConfig, forecast, grids, publish, results, runs, targets
 from mixshare.files import project_root
 
 SMOKE = "workflow/grids/smoke.yml"

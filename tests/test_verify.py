@@ -18,7 +18,12 @@ def lines(capsys):
 
     def look(folder, **options) -> tuple[bool, dict[str, str]]:
         fine = verify.verify(folder, **options)
-        return fine, dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        *checks, last = capsys.readouterr().out.splitlines()
+        found = dict(line.split(": ", 1) for line in checks)
+        bad = sum(verdict.startswith("DIFFERENT") for verdict in found.values())
+        told = "is what it says" if fine else "is NOT what it says"
+        assert last.startswith(f"in all: {bad or 'none'} of {len(found)} checks different; ") and last.endswith(told)
+        return fine, found
 
     return look
 
