@@ -112,7 +112,7 @@ def page(path: Path, told: str = "", title: str = "", states: Path | None = None
 def with_states(chapter: str, notebook: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The cells of an executed chapter, its picture with controls in all its states, which go to `folder`; a chapter without stays.
 
-    It stands, with its text, where it does in the chapter as it is now, so an older copy has it too.
+    It stands, with its text, where it does in the chapter as it is now, in place of what an older copy has of it.
     """
     try:
         explorer = explore.CHAPTERS[chapter](given(notebook)) if chapter in explore.CHAPTERS else None
@@ -121,15 +121,21 @@ def with_states(chapter: str, notebook: dict[str, Any], folder: Path) -> list[di
     if not explorer:
         return notebook["cells"]
     now = read_json(chapter_path(chapter))["cells"]
-    (number,) = [number for number, cell in enumerate(now) if "explore" in cell["metadata"].get("tags", [])]
+    (number,) = _explored(now)
     text, shown = (cell | {"id": f"now-{cell['id']}"} for cell in now[number - 1 : number + 1])
-    cells = [cell for cell in notebook["cells"] if cell["source"] not in (text["source"], shown["source"])]
+    own = {place - k for place in _explored(notebook["cells"]) for k in (0, 1)}
+    cells = [cell for place, cell in enumerate(notebook["cells"]) if place not in own]
     sources = [cell["source"] for cell in cells]
     after = next(sources.index(cell["source"]) for cell in reversed(now[: number - 1]) if cell["source"] in sources) + 1
     about = shown["metadata"]["mystnb"]
     html = explorer.page(folder, f"../{folder.parent.name}/{folder.name}", about["image"]["alt"], about["figure"]["caption"])
     output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
     return [*cells[:after], text, shown | {"metadata": {}, "outputs": [output]}, *cells[after:]]
+
+
+def _explored(cells: list[dict[str, Any]]) -> list[int]:
+    """Where the picture with controls is, one at most; its text is the cell before."""
+    return [place for place, cell in enumerate(cells) if "explore" in cell["metadata"].get("tags", [])]
 
 
 def captions(name: str) -> dict[str, dict[str, Any]]:
@@ -148,7 +154,7 @@ def first_page(profile: str, base: Path, pages: Path, chapters: list[str]) -> st
 def _picture(base: Path, pages: Path) -> str:
     """The paper's Fig. 6 as chapter 03 drew it, described as there."""
     if not (base / "figures" / "core.png").is_file():
-        return "There is none: no method of this profile has more than one subnetwork."
+        return "There is none yet: chapter 3, which draws it from methods of several subnetworks, was not executed on these results."
     shutil.copyfile(base / "figures" / "core.png", pages / "core.png")
     (told,) = (told for told in captions("03_subnetwork_features").values() if told["figure"].get("name") == "core")
     return f"```{{figure}} core.png\n:alt: {told['image']['alt']}\n\n{told['figure']['caption']}\n```"

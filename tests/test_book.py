@@ -185,7 +185,8 @@ class TestPuttingPagesTogether:
         whole = json.loads((project_root() / "notebooks" / "01_training.ipynb").read_text())
         (place,) = [number for number, cell in enumerate(whole["cells"]) if "explore" in cell["metadata"].get("tags", [])]
         older = whole | {"cells": whole["cells"][: place - 1] + whole["cells"][place + 1 :]}
-        for name, notebook in (("whole", whole), ("older", older)):
+        other = whole | {"cells": [cell | {"source": f"As it was: {cell['source']}"} if n == place - 1 else cell for n, cell in enumerate(whole["cells"])]}
+        for name, notebook in (("whole", whole), ("older", older), ("other", other)):
             cells = book.with_states("01_training", notebook, tmp_path / "states" / name)
             assert [cell["source"] for cell in cells] == [cell["source"] for cell in whole["cells"]]
             (output,) = cells[place]["outputs"]
@@ -302,6 +303,12 @@ class TestInABrowser:
         if not one_of_many:
             dark(opened)
             sound(*violations(opened, CONTRAST))
+
+    @pytest.mark.parametrize("page", ["index.html", CHAPTERS[4]])
+    def test_a_table_that_goes_on_beyond_the_screen_shows_so_before_it_is_touched(self, tab, page):
+        wide = "nodes => nodes.filter(node => node.scrollWidth > node.clientWidth)"
+        bars = f"nodes => ({wide})(nodes).map(node => getComputedStyle(node, '::-webkit-scrollbar').height)"
+        assert set(tab(page, width=390).eval_on_selector_all(".text_html, .pst-scrollable-table-container", bars)) == {"8px"}
 
     def test_code_is_folded_away_until_it_is_asked_for(self, tab):
         opened = tab(CHAPTERS[2])
