@@ -31,7 +31,6 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["explore.js"]
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
-html_math_renderer = "mathml"
 html_show_sphinx = html_copy_source = html_use_index = html_domain_indices = False
 html_show_search_summary = False  # it fetches pages, which browsers refuse to do with files
 

@@ -64,10 +64,16 @@ def text_of(node) -> str:
     return re.sub(r"\s+", " ", node.get_text(" ", strip=True)).replace("’", "'")
 
 
+def bare(text: str) -> str:
+    """Letters and signs alone: without spaces, marks of code, and the shape of quotes."""
+    return re.sub(r"[\s`]", "", text).translate(str.maketrans("’“”", "'\"\""))
+
+
 class TestTheBook:
     def test_is_built_without_a_warning_and_nothing_is_left_beside_it(self, build, built):
         done, _ = build
-        assert done.stderr == "" and re.fullmatch(rf"{len(PAGES)} pages; open .*index\.html\n", done.stdout)
+        told = rf"rendering the executed chapters of digits.*\n{len(PAGES)} pages; open .*index\.html\n"
+        assert done.stderr == "" and re.fullmatch(told, done.stdout)
         assert [path.name for path in built.parent.iterdir()] == ["book"] and [p.name for p in built.parents[1].iterdir()] == ["digits"]
 
     def test_has_a_page_for_every_chapter_and_run(self, built):
@@ -87,6 +93,12 @@ class TestTheBook:
         assert [row[1].split(" ± ")[0] for row in rows] == [f"{100 * value:.2f}" for value in table["accuracy_ensemble_mean"]]
         assert [row[-1] for row in rows] == [str(n) for n in table["n"]]
 
+    def test_has_one_title_and_the_parts_of_the_template_on_its_first_page(self, soup):
+        written = re.findall(r"(?m)^(#+) (.*)$", (project_root() / "docs" / "index.md").read_text())
+        shown = [(f"h{len(signs)}", title.replace("$profile", "digits")) for signs, title in written]
+        headings = [(node.name, node.find(string=True)) for node in soup("index.html").article.select("h1, h2, h3, h4")]
+        assert headings == shown and [level for level, _ in shown].count("h1") == 1
+
     def test_says_on_its_first_page_how_sure_we_are(self, soup):
         text = text_of(soup("index.html").article)
         assert "MIMO : separated in 9 of 9" in text and "MixShare : shared in 9 of 9" in text
@@ -98,8 +110,8 @@ class TestTheBook:
         part = (project_root() / "README.md").read_text().split("## What we had to decide")[1].split("\n## ")[0]
         rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
         page = soup("decisions.html").article
-        assert len(page.select("tbody tr")) == len(rows) > 15
-        assert [text_of(row.td) for row in page.select("tbody tr")][-1] == rows[-1].split("|")[1].strip().replace("’", "'")
+        assert [bare(row.get_text()) for row in page.select("tbody tr")] == [bare(row.replace("|", "")) for row in rows] and len(rows) > 15
+        assert bare(page.p.get_text()) == bare(part.strip().split("\n")[0])
 
     @pytest.mark.parametrize("name", [*mixshare.__all__, "mixing.unmix", "mixing.cutmix_masks", "features.block_importance"])
     def test_documents_the_public_names(self, soup, name):
@@ -146,11 +158,10 @@ class TestTheBook:
 
     def test_writes_formulas_in_mathml(self, soup):
         for page in (CHAPTERS[0], CHAPTERS[2]):
-            assert (
-                len(soup(page).select("article math")) > 3
-                and "$" not in text_of(soup(page).article)
-                and "\\" not in soup(page).article.p.text
-            )
+            cells = json.loads((project_root() / "notebooks" / f"{Path(page).stem}.ipynb").read_text())["cells"]
+            text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+            assert len(soup(page).select("article math")) == len(re.findall(r"\$\$?.+?\$\$?", text, re.S)) > 3
+            assert "$" not in text_of(soup(page).article) and "\\" not in soup(page).article.p.text
         assert "ℳ" in soup(CHAPTERS[2]).math.find_parent("section").text
 
     @pytest.mark.parametrize("page", PAGES)
