@@ -89,6 +89,21 @@ def copied(finished, outputs):
     return get
 
 
+@pytest.fixture
+def committed(copied):
+    """`committed(method, seed)`: the same as committed code would have made it, with a chapter; this tree may have changes."""
+
+    def get(*names) -> runs.Run:
+        run = copied(*names)
+        path = run.folder / "metrics.json"
+        path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
+        runs.write_sums(run.folder)
+        (run.folder / "01_training.ipynb").write_text("{}")
+        return run
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def contents():
     """`contents(folder)`: every file in it but the lease, by name, as bytes; wall time in metrics.json, and what hangs on it, left out."""

@@ -178,15 +178,9 @@ def test_chapter_05_reads_any_grid(finished, outputs):
 
 class TestPublishing:
     @pytest.fixture
-    def made(self, finished, outputs, tmp_path, monkeypatch):
+    def made(self, committed, tmp_path, monkeypatch):
         """A grid of one run, as committed code would have made it, and an older file among the published."""
-        run = finished("single", 1)
-        folder = runs.run_folder(run.config)
-        shutil.copytree(run.folder, folder)
-        path = folder / "metrics.json"
-        path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
-        runs.write_sums(folder)
-        (folder / "01_training.ipynb").write_text("{}")
+        run = committed("single", 1)
         monkeypatch.setattr(targets.Target, "is_done", lambda self: True)
         monkeypatch.setattr(targets, "grid_of", lambda file: [targets.training(run.config)])
         monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 
 import pandas as pd
 import pytest
@@ -184,22 +183,11 @@ def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monke
         publish.write_readme_tables()
 
 
-def as_committed(folder):
-    """Make a run look like one of committed code, with its chapter."""
-    path = folder / "metrics.json"
-    path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
-    runs.write_sums(folder)
-    (folder / "01_training.ipynb").write_text("{}")
-
-
 class TestPublishing:
     @pytest.fixture
-    def ready(self, finished, outputs, tmp_path, monkeypatch):
+    def ready(self, committed, outputs, tmp_path, monkeypatch):
         """A batch of one run that is ready to be published, into this test's own folder, with a README of its own."""
-        source = finished("single", 1)
-        folder = runs.run_folder(source.config)
-        shutil.copytree(source.folder, folder)
-        as_committed(folder)
+        source = committed("single", 1)
         table = outputs / "smoke" / "studies" / "results.csv"
         table.parent.mkdir()
         table.write_text("method,n\nsingle,1\n")
@@ -208,7 +196,7 @@ class TestPublishing:
         monkeypatch.setattr(targets.Target, "is_done", lambda self: True)
         monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
         monkeypatch.setattr(publish, "write_readme_tables", lambda: None)
-        return folder
+        return source.folder
 
     def test_copies_what_lasts_and_no_checkpoint(self, ready, tmp_path):
         (ready / "checkpoint.pt").write_bytes(b"1")
@@ -242,15 +230,12 @@ class TestPublishing:
             publish.publish("smoke")
 
     def test_keeps_the_large_files_of_the_first_seed_alone_where_they_are_too_large_logits_first(
-        self, ready, finished, tmp_path, monkeypatch
+        self, ready, finished, committed, tmp_path, monkeypatch
     ):
-        second = finished("single", 2)
-        folder = runs.run_folder(second.config)
-        shutil.copytree(second.folder, folder)
-        as_committed(folder)
+        second = committed("single", 2)
         batch = [targets.training(run.config) for run in (finished("single", 1), second)]
         monkeypatch.setattr(publish, "batch", lambda *selection: batch)
-        logits = (folder / "test_logits.npz").stat().st_size
+        logits = (second.folder / "test_logits.npz").stat().st_size
         size = sum(path.stat().st_size for target in batch for path in target.output.parent.iterdir() if path.name != ".lease")
         for most, kept in ((size, 2 * len(runs.LARGE_FILES)), (size - logits, 3), (size - logits - 1, 2)):
             monkeypatch.setattr(publish, "MOST_BYTES", most)
