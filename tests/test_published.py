@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import mixshare
-from mixshare import grids, metrics, publish, results, runs, targets
+from mixshare import grids, metrics, publish, results, runs, studies, targets
 from mixshare.data import KNOWN_DIGESTS, load_data
 from mixshare.errors import FileProblem
 from mixshare.files import project_root, published_folder
@@ -153,6 +153,22 @@ def test_the_readme_says_of_widths_what_the_published_runs_say():
         numbers = f"{-pair['difference']:.3f}", f"{-pair['high']:.3f} to {-pair['low']:.3f}"
         assert all(number in README for number in numbers) and pair["high"] < 0 and single["low"] < 0 < single["high"]
     assert found.loc["cut_mixmo+width=4", "low"] > found.loc["cut_mixmo", "high"]
+
+
+def test_the_readme_says_of_speed_what_the_published_chapter_measured():
+    found = json.loads((published_folder() / "digits" / "studies" / "speed.json").read_text())
+    low, high = found["ratio_to_peer_quartiles"]
+    told = f"has {found['rows_per_second']:.0f} rows a second through the paper's WRN-28-2, {found['ratio_to_peer']:.2f} times (quartiles {low:.2f} to {high:.2f})"
+    assert told in README
+
+
+def test_the_readme_says_of_half_precision_what_the_published_runs_say():
+    rows = pd.read_csv(published_folder() / "digits" / "studies" / "precision" / "runs.csv", dtype={"seed": str}).set_index(["method", "seed"])
+    for method in ("single", "cut_mixmo", "mixshare"):
+        for figure in ("accuracy_ensemble", "nll"):
+            _, low, high = studies.interval(rows.loc[f"{method}+precision=bfloat16", figure] - rows.loc[method, figure])
+            assert low <= 0 <= high
+    assert "neither accuracy nor NLL of `single`, `cut_mixmo` or `mixshare` can be told from that in float32" in README
 
 
 README = (project_root() / "README.md").read_text()

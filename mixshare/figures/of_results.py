@@ -12,7 +12,7 @@ MOST_ROWS = 40  # of a figure that has one for each method
 
 
 def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figure:
-    """Ensemble accuracy, a marker a run and a bar at the mean; beside it one method minus each other, with 95 % t intervals.
+    """Ensemble accuracy, a marker a run and a bar at the mean; beside it one method minus every other, with 95 % t intervals.
 
     Of a large grid the first rows alone; without differences the accuracies alone.
     """
@@ -40,7 +40,7 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
 
 
 def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
-    """Ensemble accuracy and NLL over a field's values, a dot a run, a line through the means; beside it baseline minus each other.
+    """Ensemble accuracy and NLL over a field's values, a dot a run, a line through the means; beside it baseline minus every other.
 
     rows and differences (of both figures, with their 95 % t intervals) as `results.along` gives them.
     """
@@ -70,7 +70,7 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
         for panel in axes[-1]:
             panel.set_xlabel(field.replace("_", " "))
         key(figure, axes[0, 0], 4)
-        axes[0, 1].set_title(f"{title(baseline)} minus each other")
+        axes[0, 1].set_title(f"{title(baseline)} minus the others")
     return figure
 
 
