@@ -194,7 +194,7 @@ def _certainty(profile: str, base: Path) -> list[str]:
 
 def _interval(pair: Any) -> str:
     """One paired difference of ensemble accuracies, and whether it is told from zero."""
-    told = "holds zero, so these runs can't tell the two apart" if pair.low <= 0 <= pair.high else "leaves out zero"
+    told = "holds zero, so by accuracy these runs can't tell the two apart" if pair.low <= 0 <= pair.high else "leaves out zero"
     difference, low, high = (f"{100 * value:+.2f}" for value in (pair.difference, pair.low, pair.high))
     names = f"{_name(pair.method)} minus {_name(pair.other)}"
     return f"{names}, ensemble accuracy: {difference} percentage points; the 95 % t interval over {pair.n} seeds, {low} to {high}, {told}."

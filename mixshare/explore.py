@@ -90,11 +90,11 @@ def importance(pictured: Sequence[runs.Run], held: Sequence[Sequence[Tensor]], d
 
 def _draw_importance(found: dict[str, list[list[Tensor]]], fixed: list[str], name: str, block: int, at: str) -> tuple[Figure, str]:
     values = found[name][block - 1][fixed.index(at)][:2]
-    value, (low, high), verdict = features.overlap(*values).item(), features.chance(*values), features.verdict(*values)
+    value, (low, high) = features.overlap(*values).item(), features.chance(*values)
     title = f"{name}, block {block}: overlap {value:.2f}"
     figure = figures.overlaid([[(title, values)]], "importance", "feature maps, sorted")
     figure.axes[0].set_ylim(0, 1.05 * max(float(each[:2].max()) for blocks in found.values() for each in blocks[block - 1]))  # one scale
-    said = {"neither": "neither shared nor separated"}.get(verdict, verdict)
+    said = {"neither": "neither shared nor separated"}.get(verdict := features.verdict(value, low, high), verdict)
     return figure, f"{name} after block {block}, held at {at}: overlap {value:.2f}, by chance {low:.2f} to {high:.2f}: {said}."
 
 

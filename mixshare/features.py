@@ -31,7 +31,7 @@ def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
     Returns the cosine, (pairs, 16) in [-1, 1], and the ratio of the norms (the second's by the first's), (pairs, 16); no pairs for
     one member.
     """
-    flat = [kernel.flatten(1).double() for kernel in parts(model).kernels]
+    flat = [kernel.flatten(1).cpu().double() for kernel in parts(model).kernels]
     cosines = [torch.cosine_similarity(a, b, dim=1) for a, b in combinations(flat, 2)]
     ratios = [b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30) for a, b in combinations(flat, 2)]
     empty = torch.zeros(0, flat[0].shape[0], dtype=torch.float64)
@@ -161,10 +161,8 @@ def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
     return null.quantile(0.05).item(), null.quantile(0.95).item()
 
 
-def verdict(a: Tensor, b: Tensor) -> str:
-    """ "shared" above the null's 95 % quantile, "separated" below its 5 % quantile, else "neither"."""
-    low, high = chance(a, b)
-    value = overlap(a, b).item()
+def verdict(value: float, low: float, high: float) -> str:
+    """An overlap judged against `chance`: "shared" above its 95 % quantile, "separated" below its 5 % quantile, else "neither"."""
     return "shared" if value > high else "separated" if value < low else "neither"
 
 

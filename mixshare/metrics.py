@@ -73,7 +73,7 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
     The ensemble averages the members' logits (MixMo); the keys that end in `_probabilities` average their probabilities.
     """
-    logits, labels = logits.double().cpu(), labels.cpu()
+    logits, labels = logits.cpu().double(), labels.cpu()
     by_member = [_quality(member.log_softmax(dim=1), labels) for member in logits]
     ensemble = _quality(logits.mean(dim=0).log_softmax(dim=1), labels)
     of_probabilities = _quality(logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits)), labels)

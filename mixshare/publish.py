@@ -15,7 +15,9 @@ from mixshare.files import outputs_folder, project_root, published_folder, shown
 from mixshare.targets import Target
 
 MOST_BYTES = 20_000_000  # a profile, in git
-TABLE_COLUMNS = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "parameters", "multiply_adds", "training_rows", "latency_ms")
+TABLE_COLUMNS = (
+    "accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece", "parameters", "multiply_adds", "training_rows", "latency_ms",
+)  # fmt: skip
 
 
 def publish(profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None) -> None:

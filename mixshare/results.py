@@ -1,6 +1,5 @@
 """From finished runs to the table: mean ± std over seeds, the deep ensemble, paired differences, and what each method costs."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,12 +70,15 @@ def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
     for run in finished:
         if run.config.method == "single" and run.has_logits:
             alike.setdefault(run.config.name, []).append(run)
-    rows = []
-    for chosen in (chosen for group in alike.values() for chosen in combinations(group, size)):
-        figures = evaluate(torch.cat([run.logits for run in chosen]), chosen[0].labels)
-        seed = "+".join(str(run.config.seed) for run in chosen)
-        rows.append({"method": ensemble_name(chosen[0].config.name, size), "seed": seed} | {figure: figures[figure] for figure in FIGURES})
+    rows = [ensembled(chosen) for group in alike.values() for chosen in combinations(group, size)]
     return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
+
+
+def ensembled(members: Sequence[runs.Run]) -> dict[str, Any]:
+    """Single networks of one configuration as one deep ensemble, their logits averaged: a row as `per_run` has them."""
+    figures = evaluate(torch.cat([run.logits for run in members]), members[0].labels)
+    name, seeds = ensemble_name(members[0].config.name, len(members)), "+".join(str(run.config.seed) for run in members)
+    return {"method": name, "seed": seeds} | {figure: figures[figure] for figure in FIGURES}
 
 
 def ensemble_name(single: str, size: int = 2) -> str:
@@ -92,6 +94,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([groups.size().rename("n"), means, spreads], axis=1)
 
 
+def interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over seeds; NaN bounds for fewer than two."""
+    mean, n = values.mean(), len(values)
+    half = stats.t.ppf(0.975, n - 1) * values.std() / n**0.5 if n > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
 def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -> pd.DataFrame:
     """A method minus each other one, seed by seed, with the 95 % t interval of the mean difference.
 
@@ -104,10 +113,8 @@ def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -
         base = "".join((method, *other.partition("+")[1:]))
         base = base if base in wide and base != other else method
         differences = (wide[base] - wide[other]).dropna() if base in wide and base != other else ()
-        n = len(differences)
-        if n > 1:
-            mean, half = differences.mean(), stats.t.ppf(0.975, n - 1) * differences.std() / n**0.5
-            found.append((base, other, figure, mean, mean - half, mean + half, n))
+        if len(differences) > 1:
+            found.append((base, other, figure, *interval(differences), len(differences)))
     return pd.DataFrame(found, columns=["method", "other", "figure", "difference", "low", "high", "n"])
 
 
@@ -199,11 +206,6 @@ def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
 def save_table(table: pd.DataFrame, path: Path, **options: Any) -> None:
     """Write a table as CSV, whole or not at all."""
     write_text(path, table.to_csv(**options))
-
-
-def save_json(record: dict[str, Any], path: Path) -> None:
-    """Write a record as JSON, whole or not at all."""
-    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_summary(path: Path) -> pd.DataFrame:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from mixshare import features, metrics, mixing, results, runs, similarity
@@ -40,15 +39,15 @@ _ALWAYS = "B: unmixing relies on the use of cutmix in the input block"
 _REPEAT = "B: 10 % of inputs are repetitions, against a slight train/test gap"
 _RATIOS = "B: more beneficial to keep the original mixing ratios"
 _REBALANCE = "B: in MixMo necessary, so that all parameters receive signal"
-_LANGUAGE = "C: MIMO models need a common language to share features"
-_UNMIX = "B: MixShare unmixes; MixMo does not"
+_LANGUAGE = "C: MIMO models need a common language to benefit from sharing features"
+_UNMIX = "MixShare unmixes, MixMo does not; of its effect the appendix says nothing"
 ADJUSTMENTS = (
     Adjustment("mixshare", "cutmix in half of the batches", {"mix_probability": 0.5}, _ALWAYS, -1),
     Adjustment("mixshare", "the same, independent encoders", {"mix_probability": 0.5, "encoder_init": "independent"}, _ALWAYS, -1),
     Adjustment("mixshare", "no input repetition", {"input_repetition": 0.0}, _REPEAT, -1),
     Adjustment("mixshare", "30 % input repetition", {"input_repetition": 0.3}, _REPEAT, 0),
     Adjustment("mixshare", "loss weights evened out, r = 3", {"loss_root": 3.0}, _RATIOS, -1),
-    Adjustment("mixshare", "no unmixing", {"unmix": False}, _UNMIX, -1),
+    Adjustment("mixshare", "no unmixing", {"unmix": False}, _UNMIX, 0),
     Adjustment("mixshare", "unmixing: M times the masked average", {"unmix_normalize": False}, "open in the appendix", 0),
     Adjustment("mixshare", "unmixing: nearest masks", {"unmix_resize": "nearest"}, "open in the appendix", 0),
     Adjustment("mixshare", "independent encoders", {"encoder_init": "independent"}, _LANGUAGE, -1),
@@ -84,11 +83,6 @@ def held(run: runs.Run, images: Tensor) -> list[Tensor]:
     return [torch.stack(block) for block in zip(*found, strict=True)]
 
 
-def importances(run: runs.Run, images: Tensor) -> list[Tensor]:
-    """The same averaged over the fixed inputs: a (M, C_k) tensor a block."""
-    return [block.mean(dim=1) for block in held(run, images)]
-
-
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
     """Do the first two members share features? A row a block: the scores, each with its bootstrap interval, the null, the verdict."""
@@ -97,12 +91,12 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
     alike = similarity.cka(run.model, images, fixed, batch=min(CKA_BATCH, len(images) // 2), replicates=replicates)
     rows = []
     for block, (a, b) in enumerate(zip(*drawn, strict=True)):
-        null = features.chance(a[0], b[0])
+        shared, null = features.overlap(a, b), features.chance(a[0], b[0])
         scores = {"scale_free": features.scale_free(a, b), "rank_correlation": features.rank_correlation(a, b), "cka": alike[:, block]}
         rows.append({
             "method": run.config.name, "seed": run.config.seed, "block": block + 1,
-            **_with_interval("overlap", features.overlap(a, b)), "null_5": null[0], "null_95": null[1],
-            "verdict": features.verdict(a[0], b[0]),
+            **_with_interval("overlap", shared), "null_5": null[0], "null_95": null[1],
+            "verdict": features.verdict(shared[0].item(), *null),
             **{name: value for score in scores.items() for name, value in _with_interval(*score).items()},
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -130,7 +124,7 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     for key, group in table.groupby(by, sort=False):
         found = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
         for name in filter(group.columns.__contains__, SCORES):
-            found |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(group[name]), strict=True))
+            found |= dict(zip((name, f"{name}_low", f"{name}_high"), results.interval(group[name]), strict=True))
         rows.append(found)
     return pd.DataFrame(rows)
 
@@ -157,8 +151,7 @@ def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     are cut together with masks drawn as in training, both of the same image, and without unmixing.
     """
     images, height, width = inputs(data), *data.shape[:2]
-    always = RunConfig.of(run.config.profile, run.config.method, run.config.seed, {**run.config.overrides, "mix_probability": 1.0})
-    boxes = plan_epoch(always, 0, 2 * len(images), height, width).boxes.flatten(0, 1)[: len(images)]
+    boxes = plan_epoch(run.config, 0, 2 * len(images), height, width).boxes.flatten(0, 1)[: len(images)]
     masks = mixing.cutmix_masks(boxes, torch.arange(run.config.members), height, width)
     same = images.expand(run.config.members, -1, -1, -1, -1)
     rows = EVALUATION_ROWS[images.device.type]
@@ -170,43 +163,31 @@ def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     return found
 
 
-def interval(values: pd.Series) -> tuple[float, float, float]:
-    """Mean and 95 % t interval over seeds; NaN bounds for fewer than two."""
-    mean, n = values.mean(), len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std() / n**0.5 if n > 1 else float("nan")
-    return mean, mean - half, mean + half
-
-
 def adjustments(profile: str, seeds: Sequence[int], load: Callable[[RunConfig], runs.Run] = runs.load) -> pd.DataFrame:
     """A row an adjustment: the changed method minus its base, seed by seed, in ensemble accuracy and in NLL, and what that says."""
+    base = {name: [load(RunConfig.preset(profile, name, seed)).metrics for seed in seeds] for name in ("mixshare", "cut_mixmo")}
     rows = []
-    for adjustment in ADJUSTMENTS:
-        changed = [load(adjustment.config(profile, seed)).metrics for seed in seeds]
-        base = [load(RunConfig.preset(profile, adjustment.base, seed)).metrics for seed in seeds]
-        rows.append({"base": adjustment.base, "change": adjustment.change, **_compared(changed, base), "appendix": adjustment.statement})
-        rows[-1]["verdict"] = judged(rows[-1]["low"], rows[-1]["high"], adjustment.expected)
-        rows[-1]["verdict_nll"] = judged(rows[-1]["nll_low"], rows[-1]["nll_high"], -adjustment.expected)
-    small = results.deep_ensembles([load(halved(profile, seed)) for seed in seeds])
-    base = [load(RunConfig.preset(profile, "mixshare", seed)).metrics for seed in seeds][: len(small)]
-    compared = _compared(small.to_dict("records"), base)
-    rows.append(
-        {
-            "base": "mixshare",
-            "change": "control: two single networks, equal multiply-adds",
-            **compared,
-            "appendix": "",
-            "verdict": "no statement",
-            "verdict_nll": "no statement",
-        }
-    )
+    for row in ADJUSTMENTS:
+        changed = [load(row.config(profile, seed)).metrics for seed in seeds]
+        rows.append(_row(row.base, row.change, changed, base[row.base], row.statement, row.expected))
+    small = [load(halved(profile, seed)) for seed in seeds]
+    if len(small) > 1 and all(run.has_logits for run in small):
+        pairs = [results.ensembled(pair) for pair in zip(small, [*small[1:], small[0]], strict=True)]  # each seed's with the next one's
+        rows.append(_row("mixshare", "control: two single networks, equal multiply-adds", pairs, base["mixshare"], "", 0))
     return pd.DataFrame(rows)
+
+
+def _row(base: str, change: str, changed: Iterable[dict], unchanged: Iterable[dict], statement: str, expected: int) -> dict[str, Any]:
+    found = _compared(changed, unchanged)
+    verdicts = judged(found["low"], found["high"], expected), judged(found["nll_low"], found["nll_high"], -expected)
+    return {"base": base, "change": change, **found, "appendix": statement, **dict(zip(("verdict", "verdict_nll"), verdicts, strict=True))}
 
 
 def _compared(changed: Iterable[dict[str, Any]], base: Iterable[dict[str, Any]]) -> dict[str, float]:
     pairs = pd.DataFrame([{name: a[name] - b[name] for name in ("accuracy_ensemble", "nll")} for a, b in zip(changed, base, strict=True)])
     found: dict[str, float] = {}
-    found["difference"], found["low"], found["high"] = interval(pairs["accuracy_ensemble"])
-    found["nll_difference"], found["nll_low"], found["nll_high"] = interval(pairs["nll"])
+    found["difference"], found["low"], found["high"] = results.interval(pairs["accuracy_ensemble"])
+    found["nll_difference"], found["nll_low"], found["nll_high"] = results.interval(pairs["nll"])
     return found
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import mixshare
-from mixshare import grids, metrics, publish, results, runs, studies, targets
+from mixshare import grids, metrics, publish, results, runs, targets
 from mixshare.data import KNOWN_DIGESTS, load_data
 from mixshare.errors import FileProblem
 from mixshare.files import project_root, published_folder
@@ -152,23 +152,49 @@ def test_the_readme_says_of_widths_what_the_published_runs_say():
         pair, single = found.loc[f"cut_mixmo{name}"], found.loc[f"single{name}"]
         numbers = f"{-pair['difference']:.3f}", f"{-pair['high']:.3f} to {-pair['low']:.3f}"
         assert all(number in README for number in numbers) and pair["high"] < 0 and single["low"] < 0 < single["high"]
-    assert found.loc["cut_mixmo+width=4", "low"] > found.loc["cut_mixmo", "high"]
+    wide = rows.pivot(index="seed", columns="method", values="nll")
+    shrinks, low, high = results.interval((wide["mixshare+width=4"] - wide["cut_mixmo+width=4"]) - (wide["mixshare"] - wide["cut_mixmo"]))
+    assert f"from width 1 to 4 the lead shrinks by {shrinks:.3f} ({low:.3f} to {high:.3f})" in README
+    leads = ((wide[f"cut_mixmo{name}"] - wide[f"single{name}"]).mean() for name in ("", "+width=2", "+width=4"))
+    assert f"shares nothing with anybody ({', '.join(f'{lead:.3f}' for lead in leads)})" in README
+
+
+def test_the_readme_says_of_the_digits_what_the_published_runs_say():
+    tables = published_folder() / "digits" / "studies"
+    rows = pd.read_csv(tables / "runs.csv", dtype={"seed": str})
+    assert ((found := results.paired(rows, "mixshare"))["low"] < 0).all() and (found["high"] > 0).all()
+    nll = results.paired(rows, "mixshare", "nll").set_index("other")
+    for name, told in {"cut_mixmo": "ahead of Cut-MixMo (by {} nats, {} to {})", "mimo": "of MIMO (by {}, {} to {})"}.items():
+        assert told.format(*(f"{-nll.loc[name, end]:.3f}" for end in ("difference", "high", "low"))) in README
+    assert nll.loc["single", "low"] < 0 < nll.loc["single", "high"] and "and can't be told from the single network" in README
+    assert (rows.loc[rows["method"] == "mixshare", "agreement"] == 1).all() and "two members give one label to every test image" in README
+    tied = pd.read_csv(tables / "adjustments.csv").set_index("change").loc["control: one network, same cutmix and pooling"]
+    assert tied["low"] <= 0 <= tied["high"] and tied["nll_low"] <= 0 <= tied["nll_high"]
+    assert "one network trained with its CutMix and unmixing does as well" in README
+
+
+def test_the_readme_says_of_photographs_how_often_the_members_agree():
+    rows = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs" / "runs.csv").set_index("method")
+    (a, b), (c, d) = ([f"{100 * end:.0f}" for end in rows.loc[name, "agreement"].agg(["min", "max"])] for name in ("mixshare", "cut_mixmo"))
+    assert f"give one label to {a} to {b} % of the test images (Cut-MixMo's to {c} to {d} %)" in README
 
 
 def test_the_readme_says_of_speed_what_the_published_chapter_measured():
     found = json.loads((published_folder() / "digits" / "studies" / "speed.json").read_text())
     low, high = found["ratio_to_peer_quartiles"]
-    told = f"has {found['rows_per_second']:.0f} rows a second through the paper's WRN-28-2, {found['ratio_to_peer']:.2f} times (quartiles {low:.2f} to {high:.2f})"
-    assert told in README
+    assert f"has {found['rows_per_second']:.0f} rows a second of MixShare through the paper's WRN-28-2" in README
+    assert f"a step of MIMO there is {found['ratio_to_peer']:.2f} times (quartiles {low:.2f} to {high:.2f}) as fast" in README
 
 
 def test_the_readme_says_of_half_precision_what_the_published_runs_say():
     rows = pd.read_csv(published_folder() / "digits" / "studies" / "precision" / "runs.csv", dtype={"seed": str}).set_index(["method", "seed"])
     for method in ("single", "cut_mixmo", "mixshare"):
         for figure in ("accuracy_ensemble", "nll"):
-            _, low, high = studies.interval(rows.loc[f"{method}+precision=bfloat16", figure] - rows.loc[method, figure])
+            _, low, high = results.interval(rows.loc[f"{method}+precision=bfloat16", figure] - rows.loc[method, figure])
             assert low <= 0 <= high
-    assert "neither accuracy nor NLL of `single`, `cut_mixmo` or `mixshare` can be told from that in float32" in README
+    assert "can't tell half precision from float32, neither by accuracy nor by NLL of `single`, `cut_mixmo` or `mixshare`" in README
+    lost = 100 * (rows.loc["cut_mixmo", "accuracy_ensemble"] - rows.loc["cut_mixmo+precision=bfloat16", "accuracy_ensemble"])
+    assert f"Cut-MixMo lost {lost.min():.1f} to {lost.max():.1f} points in each" in README
 
 
 README = (project_root() / "README.md").read_text()

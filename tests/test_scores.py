@@ -50,6 +50,11 @@ def column(*gains):
     return torch.tensor(gains, dtype=torch.float64)[:, None]
 
 
+def judged(a, b) -> str:
+    """The verdict on two members' importances of a block."""
+    return features.verdict(features.overlap(a, b).item(), *features.chance(a, b))
+
+
 def importances(model, pictures, fixed):
     """A pair of importances for each block."""
     return list(zip(*(features.block_importance(model, pictures, fixed, member) for member in (0, 1)), strict=True))
@@ -114,10 +119,10 @@ class TestChance:
         sign = 1 if end == "least" else -1
         tails = torch.searchsorted((sign * self.every).sort().values, sign * self.every, right=True) / len(self.every)
         nearest = (tails - share).abs().argmin()
-        assert tails[nearest].item() == pytest.approx(share, abs=0.01) and features.verdict(self.a, self.b[nearest]) == expected
+        assert tails[nearest].item() == pytest.approx(share, abs=0.01) and judged(self.a, self.b[nearest]) == expected
 
     def test_where_all_features_are_used_alike_nothing_tells_sharing_from_chance(self):
-        assert features.verdict(torch.ones(8), torch.ones(8)) == features.verdict(torch.ones(8), torch.arange(8.0)) == "neither"
+        assert judged(torch.ones(8), torch.ones(8)) == judged(torch.ones(8), torch.arange(8.0)) == "neither"
 
 
 @random
@@ -294,7 +299,7 @@ class TestAPlantedNetwork:
         encode = [lambda x, m=m: F.one_hot(torch.tensor(m), 2) * x for m in (0, 1)]
         model = replace(planted(column(1), column(1), blocks=blocks), encode=encode)
         found = importances(model, images(50, 1, 2, 2), images(1, 2, 2, seed=2))
-        assert [features.verdict(a, b) for a, b in found] == ["shared", "separated", "shared"]
+        assert [judged(a, b) for a, b in found] == ["shared", "separated", "shared"]
 
     def test_with_one_member_louder_overlaps_less_and_scale_free_the_same(self):
         models = [planted(column(1, 2, 3, 0), gain * column(1, 3, 2, 1)) for gain in (1, 3)]

@@ -9,7 +9,7 @@ from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 import mixshare
-from mixshare import data, features, figures, mixing, runs, studies
+from mixshare import data, features, figures, metrics, mixing, results, runs, studies
 from mixshare.files import published_folder
 
 STUDIES = published_folder() / "digits" / "studies"
@@ -40,8 +40,8 @@ def test_an_interval_supports_contradicts_or_can_not_tell(low, high, expected, v
 def test_the_interval_over_seeds_is_scipys():
     values = pd.Series([0.1, 0.4, 0.2])
     scipys = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert studies.interval(values) == pytest.approx((values.mean(), scipys.low, scipys.high))
-    assert all(map(math.isnan, studies.interval(pd.Series([0.1]))[1:]))
+    assert results.interval(values) == pytest.approx((values.mean(), scipys.low, scipys.high))
+    assert all(map(math.isnan, results.interval(pd.Series([0.1]))[1:]))
 
 
 def test_adjustments_are_all_different_runs_and_none_is_its_base():
@@ -76,9 +76,11 @@ def test_a_tied_network_is_one_network_whose_members_are_one(finished):
 def test_sharing_has_a_row_a_block_whose_overlap_is_that_of_the_importances(finished, few):
     run, images = finished("mixshare", 1), studies.inputs(few)
     table = studies.sharing(run, images, replicates=20)
-    for row, found in zip(table.itertuples(), studies.importances(run, images), strict=True):
-        assert row.overlap == pytest.approx(features.overlap(found[0], found[1]).item(), rel=1e-9)
-        assert row.verdict == features.verdict(found[0], found[1]) and 0 <= row.null_5 < row.null_95 <= 1
+    for row, found in zip(table.itertuples(), studies.held(run, images), strict=True):
+        a, b = found.mean(dim=1)
+        assert row.overlap == pytest.approx(features.overlap(a, b).item(), rel=1e-9)
+        assert (row.null_5, row.null_95) == pytest.approx(features.chance(a, b)) and 0 <= row.null_5 < row.null_95 <= 1
+        assert row.verdict == features.verdict(row.overlap, row.null_5, row.null_95)
     assert list(table["block"]) == [1, 2, 3]
 
 
@@ -175,3 +177,18 @@ class TestPublishedStudies:
     def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
         folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
         assert {path.name for path in folder.iterdir()} == {*runs.RUN_FILES} - {"weights.safetensors"}
+
+
+@pytest.mark.parametrize(("seeds", "more"), [([1], 0), ([1, 2], 1), ([1, 2, 3, 4], 1)])
+def test_the_adjustments_are_compared_over_any_number_of_seeds(finished, seeds, more):
+    table = studies.adjustments("smoke", seeds, lambda config: finished(config.method, config.seed))  # adjusted in name alone
+    assert len(table) == len(studies.ADJUSTMENTS) + more and not table["difference"].isna().any()
+    assert table["low"].isna().all() if len(seeds) == 1 else table["low"].notna().all()
+
+
+def test_two_small_networks_stand_against_mixshare_seed_by_seed_each_with_the_next(finished):
+    small = {seed: finished("single", seed) for seed in (1, 2, 3)}
+    row = studies.adjustments("smoke", [1, 2, 3], lambda config: finished(config.method, config.seed)).iloc[-1]
+    both = [metrics.evaluate(torch.cat([small[a].logits, small[b].logits]), small[1].labels)["nll"] for a, b in ((1, 2), (2, 3), (3, 1))]
+    wanted = [nll - finished("mixshare", seed).metrics["nll"] for seed, nll in enumerate(both, start=1)]
+    assert row["change"].startswith("control: two single") and row["nll_difference"] == pytest.approx(sum(wanted) / 3)
