@@ -11,6 +11,9 @@ import torch
 from mixshare.config import RunConfig
 from mixshare.errors import InvalidValue
 
+# What deterministic matrix products on a GPU ask for; torch looks once, at a process's first product there, which may be anybody's.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 RUN_BYTES = 4e9  # of a GPU's memory, which a run of the paper's network may take
 
 # What a job asks for is to be enough the first time, nearly always; where it was not, it is doubled, and a run goes on from its checkpoint.
@@ -49,7 +52,6 @@ def in_jupyter() -> bool:
 @contextmanager
 def execution(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Threads, determinism and float32 as the run wants them, and afterwards as they were."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on a GPU ask for
     cudnn = torch.backends.cudnn
     uninitialised = torch.utils.deterministic
     before = (

@@ -1,6 +1,8 @@
 """Training: the schedule, the optimizer, the loss, a step, the methods from end to end, and what it leaves as it found it."""
 
 import math
+import os
+import runpy
 from dataclasses import replace
 
 import numpy as np
@@ -221,6 +223,13 @@ def test_a_loaded_optimizer_reads_its_rate_where_it_did_before(rate):
     load_optimizer(optimizer, other.state_dict())
     assert optimizer.param_groups[0]["lr"] is rate
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], other.state[weight]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("given, there", [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_what_torch_reads_at_its_first_matrix_product_on_a_gpu_is_there_once_the_package_is_imported(given, there, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG") if given is None else monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    runpy.run_path(execution.__file__)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == there
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
