@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     from mixshare import training
 
     at_once = execution.runs_at_once() if at_once is None else at_once
-    missing = [replace(t.config, capture=True) for t in targets if t.config and runs.problem(t.config, t.output.parent)]
+    missing = [t.config for t in targets if t.config and runs.problem(t.config, t.output.parent)]
     for start in range(0, len(missing), at_once) if at_once > 0 else ():
         try:
             training.train_together(missing[start : start + at_once])

@@ -268,8 +268,7 @@ class TestTogether:
         assert groups == [["mixshare", "mimo"]]
         for method, seed in (("mixshare", 1), ("mimo", 2)):
             run = finished(method, seed)
-            one, two = contents(runs.run_folder(run.config)), contents(run.folder)
-            assert {name for name in one if one[name] != two[name]} == {"config.json", runs.SUMS}  # which says that a GPU may capture the step
+            assert contents(runs.run_folder(run.config)) == contents(run.folder)
 
     def test_a_group_that_fails_is_told_in_a_line_and_the_next_goes_on(self, outputs, capsys, monkeypatch):
         seen = []
