@@ -3,7 +3,7 @@
     config = mixshare.RunConfig.preset("digits", method="mixshare", seed=1)
     run = mixshare.train(config)
 
-Torch is imported when it is first needed, so that planning a batch of runs costs nothing.
+Torch is imported when it is first needed, so that a configuration, or a command line's help, does not wait for it.
 """
 
 from importlib import import_module
