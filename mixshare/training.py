@@ -129,15 +129,18 @@ class Training:
         with _progress(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
                 for _ in self.epoch(step):
-                    self.seconds += time.monotonic() - since  # of this run alone, not of those that train beside it
+                    self.seconds += time.monotonic() - since  # not the turns of those beside it; a GPU may be at their steps meanwhile
                     yield
                     since = time.monotonic()
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
                 bar.update()
-                if (begun := time.monotonic()) >= due:
+                begun = time.monotonic()
+                self.seconds, since = self.seconds + begun - since, begun  # the epoch's end, and its figures
+                if begun >= due:
                     write(path, self.save, hold)
                     runs.write_history(path.parent, self.history, hold)  # for a person who watches; resuming reads the checkpoint
                     due = (done := time.monotonic()) + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
+        self.seconds += time.monotonic() - since  # the last checkpoint
 
     def epoch(self, step: Step) -> Iterator[None]:
         """Train one epoch, pausing after every step; its plan goes to the device once, its losses come back once."""

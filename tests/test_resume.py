@@ -165,6 +165,29 @@ def test_wall_time_is_counted_over_all_sittings(config, every_epoch, monkeypatch
     assert mixshare.train(config).metrics["provenance"]["wall_seconds"] >= 2000  # the second sitting has no epoch left to train
 
 
+@pytest.mark.parametrize("methods", [["mixshare"], ["mixshare", "single"]], ids=["alone", "together"])
+def test_wall_time_is_of_a_runs_own_steps_figures_and_checkpoints_and_a_checkpoint_has_it_so_far(methods, every_epoch, monkeypatch):
+    now, kept = [0], {}
+
+    def costs(seconds, place, name):
+        called = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given: now.append(now.pop() + seconds) or called(*given))
+
+    def noted(self, path, save=training.Training.save):
+        kept.setdefault(self.config.method, []).append(self.seconds)
+        save(self, path)
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    costs(1, training.Step, "__call__")
+    costs(100, training, "test_logits")
+    costs(10_000, training, "write")
+    monkeypatch.setattr(training.Training, "save", noted)
+    for run in mixshare.train_together([RunConfig.preset("smoke", method, 1) for method in methods]):
+        steps = {"mixshare": 9, "single": 4}[run.config.method]
+        assert kept[run.config.method] == [steps + 100, 2 * steps + 200 + 10_000]
+        assert run.metrics["provenance"]["wall_seconds"] == 2 * steps + 200 + 20_000
+
+
 # ---- a damaged or foreign checkpoint
 
 
