@@ -115,7 +115,7 @@ class Training:
         self.steps = steps_per_epoch(config, len(data.train_images))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
-        self.environment = runs.environment(config, device)
+        self.environment = runs.code_version() | runs.environment(config, device)  # of now: somebody may commit while it trains
         self.earlier_environments: list[dict[str, Any]] = []
 
     def run(self, path: Path, hold: Callable[[], None]) -> Iterator[None]:
@@ -206,7 +206,6 @@ class Training:
             "data_digest": self.data.digest,
             "train_images": len(self.data.train_images),
             "image_shape": list(self.data.shape),
-            **runs.code_version(),
             **self.environment,
             "earlier_environments": self.earlier_environments,
             "wall_seconds": round(self.seconds, 3),

@@ -188,6 +188,28 @@ def test_wall_time_is_of_a_runs_own_steps_figures_and_checkpoints_and_a_checkpoi
         assert run.metrics["provenance"]["wall_seconds"] == 2 * steps + 200 + 20_000
 
 
+def test_a_run_names_the_commit_that_each_of_its_sittings_started_from(config, every_epoch, monkeypatch):
+    commits, epoch, write = ["first"], training.Training.epoch, training.write
+
+    def with_commits_meanwhile(self, step):
+        yield from epoch(self, step)
+        commits.append("meanwhile")
+
+    def cut_off(*given):
+        write(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "code_version", lambda: {"git_commit": commits[-1], "git_clean": True})
+    monkeypatch.setattr(training.Training, "epoch", with_commits_meanwhile)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "write", cut_off)
+        mixshare.train(config)
+    commits.append("second")
+    provenance = mixshare.train(config).metrics["provenance"]
+    assert provenance["git_commit"] == "second" and commits[-1] == "meanwhile"
+    assert [sitting["git_commit"] for sitting in provenance["earlier_environments"]] == ["first"]
+
+
 # ---- a damaged or foreign checkpoint
 
 
