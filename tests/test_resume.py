@@ -248,13 +248,13 @@ def refused(config, contents, in_a_line):
 
 
 def test_a_sound_checkpoint_is_taken_up(checkpoint, config, monkeypatch, finished, contents):
-    path = runs.run_folder(config) / "checkpoint.pt"
+    path, wanted = runs.run_folder(config) / "checkpoint.pt", contents(finished().folder)
     path.parent.mkdir(parents=True)
     path.write_bytes(checkpoint[1])
     monkeypatch.setattr(
         training.Training, "epoch", lambda self, step, epoch=training.Training.epoch: 0 / len(self.history) or epoch(self, step)
     )
-    assert contents(mixshare.train(config).folder) == contents(finished().folder)
+    assert contents(mixshare.train(config).folder) == wanted
 
 
 DAMAGE = {
