@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
         device = choose_device(waiting[0])  # what can't be done is found before a folder is made
         for config in waiting:
             steps_per_epoch(config, len(data[config.dataset].train_images))
-        with execution(waiting[0], device):
-            there = {name: loaded.to(device) for name, loaded in data.items()}
-            _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
+        try:
+            with execution(waiting[0], device):
+                there = {name: loaded.to(device) for name, loaded in data.items()}
+                _in_turn([_trained(config, there[config.dataset], device) for config in waiting])
+        except torch.OutOfMemoryError:
+            raise FileProblem(OUT_OF_MEMORY) from None
     return [runs.Run(config, runs.run_folder(config)) for config in configs]
 
 
@@ -75,11 +79,11 @@ def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:
                     next(piece)
                 except StopIteration:
                     going.remove(piece)
-                except (ValueError, OSError, ArithmeticError) as error:
+                except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError) as error:
                     going.remove(piece)
                     if not going and not errors:
                         raise
-                    errors.append(error.with_traceback(None))  # which would keep a network on the device
+                    errors.append(copy(error))  # without traceback and context, which would keep a network on the device
     if errors:
         raise errors[0]
 
@@ -93,12 +97,9 @@ def _trained(config: RunConfig, data: Data, device: torch.device) -> Generator[N
             return
         if reason := runs.foreign(config, folder):  # somebody's result: it is not overwritten
             raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
-        try:
-            training = Training(config, data, device)
-            yield from training.run(folder / "checkpoint.pt", hold)
-            logits, labels = test_logits(training.model, data), data.test_labels
-        except torch.OutOfMemoryError:
-            raise FileProblem(OUT_OF_MEMORY) from None
+        training = Training(config, data, device)
+        yield from training.run(folder / "checkpoint.pt", hold)
+        logits, labels = test_logits(training.model, data), data.test_labels
         metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
         runs.save(config, training.model, training.history, logits, labels, metrics, hold)
 

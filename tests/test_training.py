@@ -3,6 +3,7 @@
 import math
 import os
 import runpy
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ import mixshare
 from mixshare import RunConfig, execution, runs, training
 from mixshare.batch import Batches
 from mixshare.config import METHODS
-from mixshare.data import load_data
+from mixshare.data import Data, load_data
 from mixshare.plan import plan_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer, member_losses
 
@@ -273,11 +274,17 @@ def test_runs_that_are_executed_otherwise_do_not_train_together(how, outputs, in
     assert next(iter(how)) in in_a_line(caught.value) and not any(outputs.rglob("*"))
 
 
-def test_a_gpu_without_memory_is_one_line(monkeypatch, in_a_line):
-    def full(*anything):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
+def full(*anything):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
 
-    monkeypatch.setattr(training, "Step", full)
+
+@pytest.mark.parametrize(
+    "place, name",
+    [(Data, "to"), (runs, "build_model"), (Step, "begin"), (Step, "__call__"), (training, "test_logits")],
+    ids=["data", "network", "draws", "step", "figures"],
+)
+def test_a_gpu_without_memory_is_one_line_wherever_it_is_wanted(place, name, monkeypatch, in_a_line):
+    monkeypatch.setattr(place, name, full)
     with pytest.raises(OSError) as caught:
         mixshare.train(RunConfig.preset("smoke", "mixshare"))
     assert "batch_size" in in_a_line(caught.value)
@@ -301,6 +308,30 @@ def test_where_one_of_several_can_not_go_on_the_others_do_and_its_reason_is_rais
         contents(runs.run_folder(good)) == contents(finished().folder)
         and not runs.Run(bad, runs.run_folder(bad)).folder.joinpath("metrics.json").exists()
     )
+
+
+def chained(*anything):
+    try:
+        full()
+    except torch.OutOfMemoryError as error:
+        raise OSError("the GPU has no memory left for this run") from error
+
+
+@pytest.mark.parametrize("fails", [full, chained])
+def test_one_of_several_that_can_not_go_on_leaves_its_memory_to_the_others(fails, monkeypatch):
+    network, left, step = [], [], training.Step.__call__
+
+    def first_fails(self):
+        if self.config.seed == 1:
+            network.append(weakref.ref(self.model))
+            fails()
+        left.append(network[0]())
+        step(self)
+
+    monkeypatch.setattr(training.Step, "__call__", first_fails)
+    with pytest.raises(OSError, match="no memory left for this run"):
+        mixshare.train_together([RunConfig.preset("smoke", "single", seed) for seed in (1, 2)])
+    assert left == [None] * 8
 
 
 def test_what_one_of_several_can_not_do_is_found_before_any_of_them_starts(outputs):
