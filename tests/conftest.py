@@ -14,6 +14,7 @@ from hypothesis import settings
 
 import mixshare
 from mixshare import files, runs
+from mixshare.config import EXECUTION
 
 settings.register_profile("nightly", max_examples=5000)  # `make nightly`: the same tests, for longer
 CHROMIUM = shutil.which("chromium")
@@ -65,12 +66,16 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """`finished(method, seed, **overrides)`: a smoke run, trained once for all tests; they read it and leave it as it is."""
+    """`finished(method, seed, **overrides)`: a smoke run, trained once for all tests; they read it and leave it as it is.
+
+    What is executed otherwise lies apart, for how it is executed is not in a run's name.
+    """
     base = tmp_path_factory.mktemp("finished")
 
     def get(method: str = "mixshare", seed: int = 1, **overrides) -> runs.Run:
+        how = "-".join(f"{name}={overrides[name]}" for name in EXECUTION if name in overrides)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MIXSHARE_OUTPUTS", str(base))
+            patch.setenv("MIXSHARE_OUTPUTS", str(base / how))
             return mixshare.train(mixshare.RunConfig.preset("smoke", method, seed, **overrides))
 
     return get

@@ -1,5 +1,6 @@
 """Training: the schedule, the optimizer, the loss, a step, the methods from end to end, and what it leaves as it found it."""
 
+import json
 import math
 import os
 import runpy
@@ -191,9 +192,9 @@ def test_every_method_trains_to_finite_figures_and_the_files_of_a_run(method, ov
 
 
 def test_capture_without_a_gpu_trains_the_same_run_to_the_bit(finished, contents):
-    plain, captured = finished(seed=1, device="cpu"), mixshare.train(RunConfig.preset("smoke", seed=1, capture=True, device="cpu"))
-    one, two = contents(plain.folder), contents(captured.folder)
-    assert {name for name in one if one[name] != two[name]} == {"config.json", runs.SUMS}  # which holds the field itself
+    plain, captured = (contents(finished(device="cpu", **how).folder) for how in ({}, dict(capture=True)))
+    assert {name for name in plain if plain[name] != captured[name]} == {"config.json", runs.SUMS}
+    assert json.loads(captured["config.json"]) == json.loads(plain["config.json"]) | {"capture": True}
 
 
 def test_a_step_goes_from_one_epochs_draws_to_the_nexts_in_the_same_memory(digits):
@@ -236,8 +237,16 @@ def test_what_torch_reads_at_its_first_matrix_product_on_a_gpu_is_there_once_the
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.fixture
+def captured(monkeypatch):
+    """Whether the step was captured, of each run at each of its epochs' ends."""
+    found, end = [], Step.end
+    monkeypatch.setattr(Step, "end", lambda self: found.append(self.graph is not None) or end(self))
+    return found
+
+
 @needs_gpu
-def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
+def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
     losses = []
     for capture in (False, True):
         config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
@@ -245,14 +254,17 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits):
         model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
         with execution.execution(config, torch.device("cuda")):
             losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 12 + [0.05] * 8))
+    assert captured == [False, True]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 
 
 @needs_gpu
-def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(outputs, monkeypatch):
+def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(outputs, monkeypatch, captured):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     chosen = dict(device="cuda", epochs=3)
     plain = [mixshare.train(RunConfig.preset("smoke", method, 1, **chosen)) for method in ("mixshare", "single")]
+    assert captured == [False] * 6
+    captured.clear()
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(outputs / "captured"))
     configs = [RunConfig.preset("smoke", method, 1, capture=True, **chosen) for method in ("mixshare", "single")]
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -264,6 +276,7 @@ def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_unca
         mixshare.train_together(configs)
     for run, alone in zip(mixshare.train_together(configs), plain, strict=True):
         np.testing.assert_allclose(run.history["loss"], alone.history["loss"], rtol=1e-4)
+    assert len(captured) >= 6 and all(captured)
 
 
 @pytest.mark.parametrize("how", [dict(threads=2), dict(deterministic=False), dict(device="cpu")], ids=str)
@@ -354,6 +367,7 @@ DISTURBANCES = {
     "threads": lambda: torch.set_num_threads(2),
     "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
     "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "cuDNN's choices": lambda: setattr(torch.backends.cudnn, "benchmark", True),
 }
 
 
@@ -373,17 +387,20 @@ def test_torchs_global_state_neither_changes_a_run_nor_is_changed_by_it(disturb,
 
 @pytest.fixture
 def settings():
+    cudnn = torch.backends.cudnn
+
     def read():
         deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        more = torch.utils.deterministic.fill_uninitialized_memory, torch.get_float32_matmul_precision()
+        more = torch.utils.deterministic.fill_uninitialized_memory, torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         return torch.get_num_threads(), *deterministic, *more, hash(torch.get_rng_state().numpy().tobytes())
 
-    threads, deterministic, warn_only, fill, precision, _ = read()
+    threads, deterministic, warn_only, fill, precision, tf32, benchmark, _ = read()
     yield read
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_float32_matmul_precision(precision)
+    cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
 
 
 @pytest.mark.parametrize(
