@@ -13,22 +13,25 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import choose_device, execution
 from mixshare.plan import plan_epoch
+from mixshare.step import WARM_UP as UNCAPTURED
 from mixshare.step import Step
 from mixshare.training import Training
 
 Stepper = Callable[[], None]  # does one training step
-WARM_UP = 4 if torch.cuda.is_available() else 1  # steps before any is timed; a GPU's graph is captured in the last of them
+WARM_UP = UNCAPTURED + 1  # steps before any is timed; a GPU's graph is captured in the last of them
 SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
 # Sizes over which the growth of a step's time is looked at.
 GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
@@ -73,30 +76,16 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
 
     Raises ImportError where that package is not installed.
     """
-    from torch.utils.data import DataLoader
     from torch_uncertainty.models.classification.resnet.utils import ResNetStyle
     from torch_uncertainty.models.classification.wideresnet.mimo import _MIMOWideResNet
     from torch_uncertainty.transforms.batch import MIMOBatchFormat
-    from torchvision.transforms import v2
 
-    side, _, channels = data.shape
     model = _MIMOWideResNet(
-        config.depth, int(config.width), channels, len(data.class_names), config.members, False, 0.0, style=ResNetStyle.CIFAR
+        config.depth, int(config.width), data.shape[2], len(data.class_names), config.members, False, 0.0, style=ResNetStyle.CIFAR
     ).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, config.momentum, nesterov=config.momentum > 0, weight_decay=2 * config.l2)
     arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
-    flip = [v2.RandomHorizontalFlip()] if config.flip else []
-    as_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * channels, [0.25] * channels)]
-    transform = v2.Compose([v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats])
-    loader = DataLoader(
-        _Images(data, transform),
-        config.batch_size // config.batch_repetition,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    loader = _loader(config, data, workers, pin_memory=device.type == "cuda")
 
     def steps() -> Iterator[None]:
         """An endless training."""
@@ -113,7 +102,26 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
     return _within(config, device, steps())
 
 
-class _Images(torch.utils.data.Dataset):
+def _loader(config: RunConfig, data: Data, workers: int, pin_memory: bool) -> DataLoader:
+    """Images cropped, flipped and normalised one by one by torchvision, in the batches that MIMO's are made of."""
+    from torchvision.transforms import v2
+
+    side, _, channels = data.shape
+    flip = [v2.RandomHorizontalFlip()] if config.flip else []
+    as_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * channels, [0.25] * channels)]
+    transform = v2.Compose([v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats])
+    return DataLoader(
+        _Images(data, transform),
+        config.batch_size // config.batch_repetition,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class _Images(Dataset):
     """Train images one by one, as a data loader's workers want them."""
 
     def __init__(self, data: Data, transform: Callable[[Tensor], Tensor]):
@@ -175,13 +183,13 @@ def flops(step: Stepper) -> int:
     return counter.get_total_flops()
 
 
-def ceiling(device: torch.device, threads: int, precision: str = "float32", repeats: int = 5) -> dict[str, float]:
+def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, float]:
     """What this machine does at most: `flops` a second in a large matrix product, `bytes` a second, read and written, in a large copy."""
     size = 8192 if device.type == "cuda" else 2048
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+        a = torch.randn(size, size, device=device)
         x = torch.zeros(2**26, device=device)
         y = torch.zeros_like(x)
         product = min(_seconds(lambda: torch.mm(a, a), 1) for _ in range(repeats))
@@ -222,8 +230,7 @@ def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataF
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """The power of the size that the time grows with, by least squares on logarithms, and its standard error."""
-    logs = (torch.tensor(list(values), dtype=torch.float64).log() for values in (sizes, seconds))
-    fit = scipy.stats.linregress(*map(Tensor.numpy, logs))
+    fit = scipy.stats.linregress(np.log(sizes), np.log(seconds))
     return float(fit.slope), float(fit.stderr)
 
 
