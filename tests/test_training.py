@@ -253,7 +253,7 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
         data = digits.to(torch.device("cuda"))
         model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
         with execution.execution(config, torch.device("cuda")):
-            losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 12 + [0.05] * 8))
+            losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 6 + [0.05] * 3))  # an epoch's steps
     assert captured == [False, True]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 
