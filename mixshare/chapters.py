@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import reprlib
 import sys
 import threading
@@ -105,27 +106,46 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
     waits and finds it done. Raises ValueError or TypeError for parameters that the chapter does not have, before anything starts,
     and OSError, with the chapter's own last error where a cell fails, or where its kernel dies or its output can't be written.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     chapter = chapter_path(name)
     check_against(chapter, parameters)
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     with only_one(output.with_name(f".{output.stem}.lease"), f"waiting for the process that executes {shown(output)} …") as hold:
         if is_current(output, chapter, parameters, reads, writes):
             return
-        try:
-            with _told(output.parent):
-                notebook = papermill.execute_notebook(chapter, partial, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
-        except papermill.PapermillExecutionError as error:
-            raise FileProblem(f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {shown(partial)}") from error
-        except DeadKernelError as error:
-            raise FileProblem(f"the process that ran {shown(partial)} was killed: perhaps it wanted more memory than there is") from error
-        except (OSError, RuntimeError) as error:  # of papermill, such as a full disk
-            raise FileProblem(f"{shown(partial)}: {reason(error)}; once there is room and memory, the same command goes on") from error
+        with _told(output.parent):
+            notebook = _executed(chapter, parameters, partial)
         notebook.metadata["mixshare"] = {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": _digests(writes)}
         save(notebook, output, hold)
         partial.unlink(missing_ok=True)
+
+
+def _executed(chapter: Path, parameters: dict[str, Any], kept: Path | None = None) -> Any:
+    """The notebook that papermill makes of a chapter, `kept` there cell by cell; raises OSError, in a line, where it makes none."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    place = shown(kept or chapter)
+    try:
+        with unattended():
+            return papermill.execute_notebook(chapter, kept, parameters, progress_bar=False, extra_arguments=QUIET_KERNEL)
+    except papermill.PapermillExecutionError as error:
+        told = " ".join(f"{error.ename}: {error.evalue}".split())  # an error of a library may have lines of its own
+        raise FileProblem(f"{told} (cell {error.exec_count} of {place})") from error
+    except DeadKernelError as error:
+        raise FileProblem(f"the process that ran {place} was killed: perhaps it wanted more memory than there is") from error
+    except (OSError, RuntimeError) as error:  # of papermill, such as a full disk
+        raise FileProblem(f"{place}: {reason(error)}; once there is room and memory, the same command goes on") from error
+
+
+@contextmanager
+def unattended() -> Iterator[None]:
+    """Kernels that start meanwhile are nobody's session in Jupyter, even if this process is itself the kernel of one."""
+    session = os.environ.pop("JPY_SESSION_NAME", None)
+    try:
+        yield
+    finally:
+        if session is not None:
+            os.environ["JPY_SESSION_NAME"] = session
 
 
 def check_against(chapter: Path, parameters: dict[str, Any]) -> None:
@@ -137,12 +157,12 @@ def check_against(chapter: Path, parameters: dict[str, Any]) -> None:
 
 
 def refresh(name: str) -> None:
-    """Execute a chapter in its smoke form and put its outputs into the chapter itself, times and folders stripped."""
-    import papermill
+    """Execute a chapter in its smoke form and put its outputs into the chapter itself, times and folders stripped.
 
+    Raises OSError, as `execute` does, where it is not executed to its end; the chapter is then as it was.
+    """
     path = chapter_path(name)
-    notebook = papermill.execute_notebook(path, None, progress_bar=False, extra_arguments=QUIET_KERNEL)
-    save(notebook, path)
+    save(_executed(path, {}), path)
 
 
 def save(notebook: Any, path: Path, hold: Callable[[], None] = free) -> None:

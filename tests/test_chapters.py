@@ -155,15 +155,52 @@ class TestExecuting:
         output.write_text(output.read_text()[:1000])
         assert not chapters.is_current(output, chapter, self.SMOKE, [read])
 
-    def test_a_chapter_that_fails_says_why_first_and_keeps_what_it_had(self, outputs):
+    def test_a_chapter_that_fails_says_why_first_and_keeps_what_it_had(self, outputs, in_a_line):
         output = outputs / "smoke" / "single" / "seed-5" / "01_training.ipynb"
         with pytest.raises(FileProblem) as caught:
             chapters.execute("01_training", output, self.SMOKE | {"overrides": {"learning_rate": 1e30}})
-        assert re.match(r"Diverged: single.*seed 5: the loss is nan in epoch 0, step \d", str(caught.value))
+        assert re.match(r"Diverged: single.*seed 5: the loss is nan in epoch 0, step \d", in_a_line(caught.value))
         partial = output.with_name("01_training.partial.ipynb")
         assert partial.name in str(caught.value) and not output.exists()
         errors = [o for cell in code_cells(partial) for o in cell.outputs if o.output_type == "error"]
         assert len(errors) == 1 and "Traceback" not in "".join(errors[0].traceback)
+
+
+class TestInPlace:
+    @pytest.fixture
+    def chapter(self, tmp_path, monkeypatch):
+        """`chapter(source)`: a chapter of one cell, in a folder of its own."""
+
+        def write(source: str):
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+            path = tmp_path / "one.ipynb"
+            nbformat.write(notebook, path)
+            monkeypatch.setattr(chapters, "chapter_path", lambda name: path)
+            return path
+
+        return write
+
+    def test_a_chapter_gets_its_outputs_as_nobody_has_it_open_even_from_within_jupyter(self, chapter, monkeypatch):
+        path = chapter("from mixshare.execution import in_jupyter\nin_jupyter()")
+        monkeypatch.setenv("JPY_SESSION_NAME", "a notebook that calls make")
+        chapters.refresh("one")
+        assert [text_of(output) for cell in code_cells(path) for output in cell.outputs] == ["False"]
+        assert os.environ["JPY_SESSION_NAME"] == "a notebook that calls make"
+
+    @pytest.mark.parametrize(
+        ("source", "says"),
+        [
+            ("raise ValueError('one thing,\\n  and another')", r"^ValueError: one thing, and another \(cell 1 of .*one\.ipynb\)$"),
+            ("import os\nos._exit(1)", r"^the process that ran .*one\.ipynb was killed"),
+        ],
+    )
+    def test_a_chapter_that_fails_is_a_line_and_stays_as_it_was(self, source, says, chapter, in_a_line):
+        path = chapter(source)
+        before = path.read_bytes()
+        with pytest.raises(FileProblem, match=says) as caught:
+            chapters.refresh("one")
+        assert in_a_line(caught.value) and path.read_bytes() == before
 
 
 def test_published_chapters_are_executed_whole_and_say_what_they_were_made_from():
