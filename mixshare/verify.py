@@ -1,5 +1,6 @@
 """Is a run what it says it is? Its files, its figures from its answers, its answers from its weights, its chapter, and all from scratch."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mixshare import metrics, runs, training
+from mixshare import chapters, metrics, runs, training
 from mixshare.config import RunConfig
 from mixshare.data import load_data
 from mixshare.errors import FileProblem
@@ -49,29 +50,55 @@ def _checks(folder: Path, retrain: bool) -> Iterator[tuple[str, str]]:
     yield "every file that is there, against SHA256SUMS", EQUAL
     config = RunConfig.from_dict(read_json(folder / "config.json"))
     run, data = runs.Run(config, folder), load_data(config.dataset)
-    made_by = run.metrics["provenance"]
-    yield "configuration", _same(made_by["config_digest"] == config.digest)
-    yield f"data set {config.dataset}", _same(made_by["data_digest"] == data.digest)
+    saved = _entries(run.metrics)
+    made_by = _entries(saved.pop("provenance", None))
+    yield "configuration", _same(made_by.get("config_digest") == config.digest)
+    yield f"data set {config.dataset}", _same(made_by.get("data_digest") == data.digest)
+    yield from _last_epoch(run, saved)
     if run.has_logits:
         yield "labels, against the data set", _same(torch.equal(run.labels, data.test_labels))
-        yield from _figures("from the saved answers", metrics.evaluate(run.logits, run.labels), run.metrics, 0)
+        yield from _figures("from the saved answers", metrics.evaluate(run.logits, run.labels), saved, 0)
     if (folder / "weights.safetensors").is_file():
         with training.execution(config, torch.device("cpu")):
             logits = training.test_logits(run.model, data)
         if run.has_logits:
             yield "answers of the saved weights", _close((logits.float() - run.logits.float()).abs().max().item(), LOGITS)
-        yield from _figures("from the saved weights", metrics.evaluate(logits, data.test_labels), run.metrics, EVALUATED)
+        yield from _figures("from the saved weights", metrics.evaluate(logits, data.test_labels), saved, EVALUATED)
     if (folder / "01_training.ipynb").is_file() and run.has_logits:
         yield "chapter 01, executed again by nbval", _chapter(run)
     if retrain:
-        yield from _from_scratch(run)
+        yield from _from_scratch(run, saved, made_by)
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """A copy of what a damaged file may lack, or hold as something else: then it has no entries, and each of them is different."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _last_epoch(run: runs.Run, saved: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    last = dict(*run.history.tail(1).to_dict("records"))  # none, where there is no row
+    yield "number of epochs in history.csv", _same(len(run.history) == run.config.epochs)
+    for name in ("accuracy_ensemble", "accuracy_individual"):
+        yield f"{name}, from the last row of history.csv", _close(_apart(last.get(f"test_{name}"), saved.get(name, math.nan)), 0)
 
 
 def _figures(how: str, found: dict[str, Any], saved: dict[str, Any], tolerance: float) -> Iterator[tuple[str, str]]:
-    for name, value in found.items():
-        pairs = zip(value, saved[name], strict=True) if isinstance(value, list) else [(value, saved[name])]
-        apart = [0.0 if a == b else float("inf") if None in (a, b) else abs(a - b) for a, b in pairs]
-        yield f"{name}, {how}", _close(max(apart), tolerance)
+    for name in dict.fromkeys([*found, *saved]):
+        if name in found and name in saved:
+            yield f"{name}, {how}", _close(_apart(found[name], saved[name]), tolerance)
+        else:
+            yield f"{name}, {how}", f"{DIFFERENT}, {'not' if name in found else 'only'} in metrics.json"
+
+
+def _apart(one: Any, other: Any) -> float:
+    """How far two figures, or lists of as many, are from one another; infinitely far what is no number, or not in both."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return max(map(_apart, one, other), default=0.0)
+    try:
+        apart = 0.0 if one == other else abs(one - other)
+    except (TypeError, OverflowError):
+        return math.inf
+    return math.inf if math.isnan(apart) else apart
 
 
 def _same(equal: bool) -> str:
@@ -97,22 +124,28 @@ def _outputs() -> Iterator[Path]:
 
 
 def _chapter(run: runs.Run) -> str:
-    """The executed chapter run again beside a copy of the run, its outputs compared."""
-    with _outputs() as outputs:
+    """The executed chapter run again beside a copy of the run, its outputs compared; raises OSError where nothing could be compared."""
+    with _outputs() as outputs, chapters.unattended():
         copy = runs.run_folder(run.config)
         shutil.copytree(run.folder, copy)
         command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "--nbval", copy / "01_training.ipynb"]
         done = subprocess.run(command, cwd=outputs, capture_output=True, text=True)
-    last = (done.stdout.strip().splitlines() or ["nothing"])[-1].strip("= ")
+    if done.returncode > 1 or not done.stdout:  # without pytest Python itself ends with 1, and says so elsewhere
+        raise FileProblem(f"nbval compared nothing (status {done.returncode}); what it takes: pip install 'mixshare[notebooks,test]'")
+    last = done.stdout.strip().splitlines()[-1].strip("= ")
     return f"{DIFFERENT if done.returncode else 'its outputs come out again'} ({last})"
 
 
-def _from_scratch(run: runs.Run) -> Iterator[tuple[str, str]]:
+def _from_scratch(run: runs.Run, saved: dict[str, Any], made_by: dict[str, Any]) -> Iterator[tuple[str, str]]:
     with _outputs():
         again = training.train(run.config)
+        figures = dict(again.metrics)
+        here = figures.pop("provenance")
+        where = [*runs.environment(run.config, torch.device("cpu")), "earlier_environments"]
+        alike = all(name in made_by and made_by[name] == here[name] for name in where)
+        other = f"{DIFFERENT}, in the environment that made it" if alike else "other bits, as on another type of machine; the figures count:"
         for name in ("weights.safetensors", "history.csv"):
             if (run.folder / name).is_file():
                 equal = (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
-                yield f"{name}, trained from scratch", EQUAL if equal else "other bits, as on another type of machine; the figures count:"
-        figures = {name: value for name, value in again.metrics.items() if name != "provenance"}
-        yield from _figures("trained from scratch", figures, run.metrics, RETRAINED)
+                yield f"{name}, trained from scratch", EQUAL if equal else other
+        yield from _figures("trained from scratch", figures, saved, RETRAINED)

@@ -1,8 +1,11 @@
 """Anyone can check what a run says of itself: what is equal, what is within the tolerance, and what is not."""
 
 import json
+import math
+import os
 import re
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +13,9 @@ from safetensors.torch import load_file, save_file
 import mixshare
 from mixshare import __main__, runs, verify
 from mixshare.files import published_folder
+
+
+LAST = [f"accuracy_{which}, from the last row of history.csv" for which in ("ensemble", "individual")]
 
 
 @pytest.fixture
@@ -28,6 +34,25 @@ def lines(capsys):
     return look
 
 
+def different(fine, found) -> list[str]:
+    """What is different, after checking that the verdict in all is so too."""
+    checks = [what for what, verdict in found.items() if verdict.startswith("DIFFERENT")]
+    assert fine == (not checks)
+    return checks
+
+
+def session() -> str | None:
+    """The session in Jupyter that a process would be started from now."""
+    return os.environ.get("JPY_SESSION_NAME")
+
+
+def rewrite(run, drop="", **figures) -> None:
+    """Change metrics.json, and renew its digest."""
+    changed = {name: value for name, value in (run.metrics | figures).items() if name != drop}
+    (run.folder / "metrics.json").write_text(json.dumps(changed))
+    runs.write_sums(run.folder)
+
+
 def test_a_run_is_what_it_says_and_comes_out_again_from_scratch_to_the_bit(copied, lines):
     run = copied("mixshare", 1)
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
@@ -41,9 +66,13 @@ def test_a_run_is_what_it_says_and_comes_out_again_from_scratch_to_the_bit(copie
     assert found["weights.safetensors, trained from scratch"] == found["history.csv, trained from scratch"] == verify.EQUAL
 
 
-def test_a_published_run_is_what_it_says_and_its_chapter_comes_out_again(outputs, lines):
+def test_a_published_run_is_what_it_says_and_its_chapter_comes_out_again(outputs, lines, monkeypatch):
+    run, sessions = verify.subprocess.run, []
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook that verifies")
+    monkeypatch.setattr(verify.subprocess, "run", lambda *words, **options: sessions.append(session()) or run(*words, **options))
     fine, found = lines(published_folder() / "digits" / "single" / "seed-1")
     assert fine and found["chapter 01, executed again by nbval"].startswith("its outputs come out again (")
+    assert sessions == [None] and session() == "a notebook that verifies"
     assert not outputs.exists()  # nothing of it stays
 
 
@@ -58,12 +87,60 @@ def test_a_file_with_one_changed_byte_is_named_and_fails(name, copied, lines):
 
 def test_one_changed_digit_fails_even_with_its_digest_renewed(copied, lines):
     run = copied("mixshare", 1)
-    path = run.folder / "metrics.json"
-    figures = json.loads(path.read_text())
-    path.write_text(json.dumps(figures | {"nll": figures["nll"] + 1e-9}))
+    rewrite(run, nll=run.metrics["nll"] + 1e-9)
+    assert different(*lines(run.folder)) == ["nll, from the saved answers"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.5", True, [0.5], None, {}])
+def test_what_is_no_number_is_different_from_every_number(value, copied, lines):
+    run = copied("mixshare", 1)
+    rewrite(run, nll=value, nll_members=[run.metrics["nll_members"][0], value])
+    found = [f"{name}, from the saved {what}" for what in ("answers", "weights") for name in ("nll", "nll_members")]
+    assert different(*lines(run.folder)) == found
+
+
+@pytest.mark.parametrize(
+    ("lost", "checks"),
+    [
+        ("ece", ["ece, from the saved answers", "ece, from the saved weights"]),
+        ("provenance", ["configuration", "data set digits-few"]),
+    ],
+)
+def test_what_metrics_json_lacks_is_different(lost, checks, copied, lines):
+    run = copied("mixshare", 1)
+    rewrite(run, drop=lost)
+    assert different(*lines(run.folder)) == checks
+
+
+def test_a_figure_that_only_metrics_json_has_is_different(copied, lines):
+    run = copied("mixshare", 1)
+    rewrite(run, wonder=1.0)
+    fine, found = lines(run.folder)
+    assert not fine and found["wonder, from the saved answers"] == "DIFFERENT, only in metrics.json"
+
+
+def test_metrics_json_that_holds_nothing_is_different_in_everything(copied, lines):
+    run = copied("single", 1)
+    (run.folder / "metrics.json").write_text("[]")
     runs.write_sums(run.folder)
     fine, found = lines(run.folder)
-    assert not fine and [what for what, verdict in found.items() if "DIFFERENT" in verdict] == ["nll, from the saved answers"]
+    assert not fine and found["configuration"] == "DIFFERENT" and found["nll, from the saved answers"] == "DIFFERENT, not in metrics.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        (lambda history: history.assign(test_accuracy_ensemble=lambda rows: rows["test_accuracy_ensemble"] + 1e-9), LAST[:1]),
+        (lambda history: history.drop(columns="test_accuracy_individual"), LAST[1:]),
+        (lambda history: history[:0], ["number of epochs in history.csv", *LAST]),
+        (lambda history: pd.concat([history, history[-1:]]), ["number of epochs in history.csv"]),
+    ],
+)
+def test_a_history_that_does_not_end_with_the_figures_is_different(change, checks, copied, lines):
+    run = copied("mixshare", 1)
+    change(run.history).to_csv(run.folder / "history.csv", index=False)
+    runs.write_sums(run.folder)
+    assert different(*lines(run.folder)) == checks
 
 
 def test_weights_that_did_not_give_the_answers_fail_even_with_their_digest_renewed(copied, lines):
@@ -76,13 +153,39 @@ def test_weights_that_did_not_give_the_answers_fail_even_with_their_digest_renew
     assert not fine and found["answers of the saved weights"].startswith("DIFFERENT, by ")
 
 
-def test_a_run_that_does_not_come_out_again_fails(copied, lines, monkeypatch):
-    run = copied("single", 1)
-    other = mixshare.train(mixshare.RunConfig.preset("smoke", "single", 2))
-    monkeypatch.setattr(verify.training, "train", lambda config: other)
-    fine, found = lines(run.folder, retrain=True)
-    assert not fine and found["nll, trained from scratch"].startswith("DIFFERENT, by ")
-    assert found["weights.safetensors, trained from scratch"].startswith("other bits")
+class TestTrainedFromScratch:
+    @pytest.fixture
+    def spoilt(self, copied, monkeypatch):
+        """A run that comes out as another one when it is trained again."""
+        run, other = copied("single", 1), mixshare.train(mixshare.RunConfig.preset("smoke", "single", 2))
+        monkeypatch.setattr(verify.training, "train", lambda config: other)
+        return run
+
+    def test_a_run_that_does_not_come_out_again_fails(self, spoilt, lines):
+        fine, found = lines(spoilt.folder, retrain=True)
+        assert not fine and found["nll, trained from scratch"].startswith("DIFFERENT, by ")
+
+    def test_other_bits_are_different_in_the_environment_that_made_it_and_only_told_in_another(self, spoilt, lines):
+        checks = [f"{name}, trained from scratch" for name in ("weights.safetensors", "history.csv")]
+        assert set(checks) < set(different(*lines(spoilt.folder, retrain=True)))
+        made_by = spoilt.metrics["provenance"]
+        for other in ({"torch": "2.0.0"}, {"earlier_environments": [{"torch": "2.0.0"}]}, {"threads": 2}):
+            rewrite(spoilt, provenance=made_by | other)
+            _, found = lines(spoilt.folder, retrain=True)
+            assert [found[check][:10] for check in checks] == ["other bits"] * 2, other
+
+
+@pytest.mark.parametrize("without", ["nbval", "pytest"])
+def test_without_what_executes_a_chapter_a_sound_run_is_not_called_different(without, outputs, tmp_path, monkeypatch, in_a_line, capsys):
+    if without == "nbval":
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:nbval")
+    else:
+        (tmp_path / "pytest").mkdir()  # an empty folder of that name comes before the installed one, and can't be run
+        (tmp_path / "pytest" / "__init__.py").touch()
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(OSError, match=r"pip install 'mixshare\[notebooks,test\]'") as caught:
+        verify.verify(published_folder() / "digits" / "single" / "seed-1")
+    assert in_a_line(caught.value) and "DIFFERENT" not in capsys.readouterr().out
 
 
 def test_a_chapter_whose_output_was_changed_fails(outputs, lines, tmp_path):
