@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,13 +20,14 @@ import pandas as pd
 
 from mixshare import explore
 from mixshare.chapters import chapter_path, given
-from mixshare.config import METHODS, NAMES, PROFILES, RunConfig, check_member
+from mixshare.config import METHODS, PROFILES, RunConfig, check_member, title
 from mixshare.errors import FileProblem
 from mixshare.files import outputs_folder, project_root, published_folder, read_json, shown, write_text
 from mixshare.publish import readme_table
 
 STATES = "states"  # the book's folder of pictures that a reader can choose from
 DECISIONS = "What we had to decide"  # a part of the README, and a page of the book
+RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")  # method and seed
 
 
 def build(profile: str) -> Path:
@@ -64,7 +67,7 @@ def assemble(profile: str, pages: Path) -> None:
     sources |= {name: page(found[name], states=pages / STATES) for name in sorted(set(found) - set(runs), key=lambda name: Path(name).stem)}
     first = first_page(profile, bases[0], pages, list(sources))
     addresses = {name: f"runs/{name.removesuffix('/01_training.ipynb')}.ipynb" for name in runs} | {chosen: "chapters/01_training.ipynb"}
-    sources |= {addresses[name]: page(found[name], title=_title(name)) for name in runs if name != chosen}
+    sources |= {addresses[name]: page(found[name], named=_title(name)) for name in runs if name != chosen}
     decisions = (project_root() / "README.md").read_text(encoding="utf-8").split(f"\n## {DECISIONS}\n")[1].split("\n## ")[0]
     sources |= {"index.md": first, "runs.md": _list_of_runs(found, addresses), "decisions.md": f"# {DECISIONS}\n{decisions}"}
     for name, text in sources.items():
@@ -73,40 +76,54 @@ def assemble(profile: str, pages: Path) -> None:
 
 
 def executed(profile: str) -> dict[str, Path]:
-    """Every executed chapter by its place below the profile's folder: the reader's own where there is one, else the published one."""
+    """Every executed chapter by its place below the profile's folder: the reader's own where there is one, else the published one.
+
+    What else lies there, such as a run that was moved aside, or a folder that is no method's, is nothing of the book's.
+    """
     bases = [base / profile for base in (published_folder(), outputs_folder())]
     patterns = ("chapters/[0-9][0-9]_*.ipynb", "*/seed-*/01_training.ipynb")
     found = {path.relative_to(base).as_posix(): path for base in bases for pattern in patterns for path in base.glob(pattern)}
-    return {name: path for name, path in found.items() if ".partial" not in name and ".old-" not in name}
+    return {name: path for name, path in found.items() if RUN.fullmatch(name) or name.startswith("chapters/") and ".partial" not in name}
 
 
-def page(path: Path, told: str = "", title: str = "", states: Path | None = None) -> str:
+def page(path: Path, told: str = "", named: str = "", states: Path | None = None) -> str:
     """An executed chapter as a page: code folded away, every figure described, and under its title where it comes from.
 
     Where a folder for the states of its picture with controls is given, they are on the page.
     """
     chapter, _, grid = path.stem.partition("-")  # a grid's name follows the chapter's
-    notebook, described = read_json(path), captions(chapter)
-    cells, heading, before = [], "", ""
-    executed = with_states(chapter, notebook, states / path.stem) if states else notebook["cells"]
-    for cell, following in zip(executed, [*executed[1:], {"cell_type": ""}]):
-        source, outputs = "".join(cell["source"]), cell.get("outputs", [])
+    notebook = read_json(path)
+    first, *rest = with_states(chapter, notebook, states / path.stem) if states else notebook["cells"]
+    heading, text = "".join(first["source"]).split("\n", 1)
+    heading = f"# {named or heading.removeprefix('# ')}{grid and f' (grid {grid})'}"
+    opening = first | {"source": f"{heading}\n\n*Executed, {_whose(path)}; the code is folded away.* {told}\n{text}"}
+    return json.dumps(notebook | {"cells": [*_folded([*_described([opening, *rest], captions(chapter))])]})
+
+
+def _described(cells: Iterable[dict[str, Any]], described: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The cells with what Sphinx is to know: of code that it is hidden, of a figure its description, at least the heading above."""
+    heading = ""
+    for cell in cells:
+        source, about = "".join(cell["source"]), cell["metadata"]
         if cell["cell_type"] == "markdown":
-            if not cells:
-                first, rest = source.split("\n", 1)
-                source = f"# {title or first.removeprefix('# ')}{grid and f' (grid {grid})'}\n\n*Executed, {_whose(path)}; the code is folded away.* {told}\n{rest}"
             heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
-        elif not outputs and following["cell_type"] == "code":  # nothing to see: folded away with what comes next
-            before += f"{source}\n\n"
-            continue
         else:
-            if any("image/png" in output.get("data", {}) for output in outputs):
+            about = about | {"tags": [*about.get("tags", []), "hide-input"]}
+            if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
                 unknown = {"figure": {"caption": heading}, "image": {"alt": f"Figure in the part “{heading}”"}}
-                cell["metadata"]["mystnb"] = described.get(source, unknown)
-            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
-            source, before = before + source, ""
-        cells.append(cell | {"source": source})
-    return json.dumps(notebook | {"cells": cells})
+                about |= {"mystnb": described.get(source, unknown)}
+        yield cell | {"source": source, "metadata": about}
+
+
+def _folded(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The cells, code without anything to see in one with the code that comes next."""
+    before = ""
+    for cell, following in zip_longest(cells, cells[1:], fillvalue={"cell_type": "none"}):
+        if cell["cell_type"] == following["cell_type"] == "code" and not cell["outputs"]:
+            before += f"{cell['source']}\n\n"
+        else:
+            yield cell | {"source": before + cell["source"]}
+            before = ""
 
 
 def with_states(chapter: str, notebook: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -168,7 +185,7 @@ def _verdicts(base: Path) -> str:
     said = []
     for method, group in table.groupby("method", sort=False)["verdict"]:
         counts = ", ".join(f"{verdict} in {count}" for verdict, count in group.value_counts().items())
-        said.append(f"**{_name(method)}**: {counts} of {len(group)}")
+        said.append(f"**{title(method)}**: {counts} of {len(group)}")
     return f"Each block of each run, its overlap judged against chance (chapter 3 says how):\n\n{_list(said)}"
 
 
@@ -176,16 +193,16 @@ def _certainty(profile: str, base: Path) -> list[str]:
     """Whose results, which seeds, what machine, and the intervals: a sentence each."""
     rows, pairs = (pd.read_csv(base / "studies" / f"{name}.csv", dtype={"seed": str}) for name in ("runs", "paired"))
     rows, config = rows[~rows["seed"].str.contains("+", regex=False)], RunConfig.preset(profile)  # without deep ensembles: they are no runs
-    places = [Path(profile, row.method, f"seed-{row.seed}", "metrics.json") for row in rows.itertuples()]
-    mine, theirs = outputs_folder(), published_folder()
-    made = [read_json((mine if (mine / place).is_file() else theirs) / place)["provenance"] for place in places]
+    places = [Path(row.method, f"seed-{row.seed}", "metrics.json") for row in rows.itertuples()]
+    published = published_folder() / profile  # which a table of the reader's own may be about too
+    made = [read_json((base if (base / place).is_file() else published) / place)["provenance"] for place in places]
     machine = "{device}, threads: {threads}, {system}, Python {python}, PyTorch {torch}"
     seeds = rows.groupby("method", sort=False)["seed"].agg(", ".join)
     images = f"{made[0]['train_images']:,} training images of `{config.dataset}`"
     return [
         f"Results: {_whose(base)}.",
         f"Profile `{profile}`: {images}, WRN-{config.depth}-{config.width:g}, {config.epochs} epochs.",
-        "Seeds: " + "; ".join(f"{_name(method)} {numbers}" for method, numbers in seeds.items()) + ".",
+        "Seeds: " + "; ".join(f"{title(method)} {numbers}" for method, numbers in seeds.items()) + ".",
         "Trained on: " + "; ".join(dict.fromkeys(machine.format(**each) for each in made)) + ".",
         *(_interval(pair) for pair in pairs.itertuples()),
         *(["No two methods share two seeds, so there is no interval of a difference yet."] if pairs.empty else []),
@@ -196,7 +213,7 @@ def _interval(pair: Any) -> str:
     """One paired difference of ensemble accuracies, and whether it is told from zero."""
     told = "holds zero, so by accuracy these runs can't tell the two apart" if pair.low <= 0 <= pair.high else "leaves out zero"
     difference, low, high = (f"{100 * value:+.2f}" for value in (pair.difference, pair.low, pair.high))
-    names = f"{_name(pair.method)} minus {_name(pair.other)}"
+    names = f"{title(pair.method)} minus {title(pair.other)}"
     return f"{names}, ensemble accuracy: {difference} percentage points; the 95 % t interval over {pair.n} seeds, {low} to {high}, {told}."
 
 
@@ -212,23 +229,20 @@ def _list_of_runs(found: dict[str, Path], addresses: dict[str, str]) -> str:
     return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *tree, "```", ""])
 
 
-def _run(name: str) -> tuple[str, str]:
+def _run(name: str) -> tuple[str, int]:
     """Method and seed of `<method>/seed-<n>/01_training.ipynb`."""
-    method, seed, _ = name.split("/")
-    return method, seed.removeprefix("seed-")
+    method, seed = RUN.fullmatch(name).groups()
+    return method, int(seed)
 
 
 def _order(name: str) -> tuple[int, str, int]:
     method, seed = _run(name)
-    return list(METHODS).index(method.split("+")[0]), method, int(seed)
+    return list(METHODS).index(method.split("+")[0]), method, seed
 
 
 def _title(name: str) -> str:
-    return f"{_name(_run(name)[0])}, seed {_run(name)[1]}"
-
-
-def _name(method: str) -> str:
-    return NAMES.get(method, method)
+    method, seed = _run(name)
+    return f"{title(method)}, seed {seed}"
 
 
 def _whose(path: Path) -> str:

@@ -110,8 +110,10 @@ def of_training(given: dict[str, Any]) -> Explorer | None:
 def of_features(given: dict[str, Any]) -> Explorer | None:
     """Chapter 03's with these parameters; None where it would take more than moments, or data that may not be there.
 
-    Raises OSError where a run is not there.
+    None too for an older copy of the chapter, which has other parameters. Raises OSError where a run is not there.
     """
+    if "most_images" not in given:
+        return None
     pictured = [runs.load(RunConfig.preset(given["profile"], method, given["seed"])) for method in given["methods"]]
     if pictured[0].config.dataset not in BUILT_IN:
         return None

@@ -18,6 +18,7 @@ from PIL import Image
 
 import mixshare
 from mixshare import book, explore, results
+from mixshare.chapters import given
 from mixshare.errors import FileProblem
 from mixshare.files import project_root, published_folder
 
@@ -189,6 +190,36 @@ class TestPuttingPagesTogether:
         assert "chapters/02" not in text and "(grid photographs)" in (tmp_path / "chapters" / "05_results-photographs.ipynb").read_text()
         assert "This is MixShare, seed 1" in (tmp_path / "chapters" / "01_training.ipynb").read_text()
         assert not list((tmp_path / "states").iterdir())  # they would take its photographs
+
+    def test_a_page_has_the_name_of_its_run_as_tables_have_it_and_what_is_no_run_has_none(self, outputs, tmp_path):
+        published = published_folder() / "cifar100-lite" / "mixshare" / "seed-1"
+        for place in ("mixshare+width=2/seed-3", "mixshare/seed-1.old-1", "backup/seed-1", "mixshare/seed-last"):
+            shutil.copytree(published, outputs / "cifar100-lite" / place)
+        book.assemble("cifar100-lite", tmp_path)
+        cells = json.loads((tmp_path / "runs" / "mixshare+width=2" / "seed-3.ipynb").read_text())["cells"]
+        assert cells[0]["source"].startswith("# MixShare, width 2, seed 3\n\n*Executed, your own;")
+        assert "[MixShare, width 2, seed 3](runs/mixshare+width=2/seed-3.ipynb)" in (tmp_path / "runs.md").read_text()
+        found = {path.relative_to(tmp_path / "runs").as_posix() for path in (tmp_path / "runs").glob("*/*")}
+        assert "mixshare+width=2/seed-3.ipynb" in found and not [name for name in found if re.search("old|backup|last", name)]
+
+    @pytest.mark.parametrize("whose", ["as published", "your own"])
+    def test_the_machines_are_those_that_made_the_table(self, whose, outputs, tmp_path):
+        own = outputs / "digits" / "mixshare" / "seed-1" / "metrics.json"
+        own.parent.mkdir(parents=True)
+        metrics = json.loads((DIGITS / "mixshare" / "seed-1" / "metrics.json").read_text())
+        own.write_text(json.dumps(metrics | {"provenance": metrics["provenance"] | {"system": "Another system"}}))
+        if whose == "your own":  # of one run; the others are published ones
+            shutil.copytree(DIGITS / "studies", outputs / "digits" / "studies")
+        text = book.first_page("digits", DIGITS if whose == "as published" else outputs / "digits", tmp_path, [])
+        assert f"Results: {whose}." in text and ("Another system" in text) == (whose == "your own") and ", Linux, " in text
+
+    def test_an_older_copy_of_a_chapter_that_had_other_parameters_keeps_its_own_picture(self, outputs, tmp_path):
+        notebook = json.loads((DIGITS / "chapters" / "03_subnetwork_features.ipynb").read_text())
+        for cell in notebook["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                cell["source"] = [line for line in cell["source"] if "most_images" not in line]
+        assert "most_images" not in given(notebook)
+        assert book.with_states("03_subnetwork_features", notebook, tmp_path / "states") == notebook["cells"]
 
     def test_a_picture_with_controls_stands_where_it_does_in_the_chapter_in_an_older_copy_too(self, copied, tmp_path, monkeypatch):
         copied("mixshare", 1)
