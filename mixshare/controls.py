@@ -13,8 +13,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mixshare.execution import in_jupyter
+from mixshare.figures.style import print_to
 
-DPI = 160  # as saved figures have it
+DPI = 160  # of a state: sharp on a screen, where an inch of it is 100 pixels wide; saved figures have more, but a page holds dozens of these
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Explorer:
         """The picture of a choice, as PNG, and its sentence."""
         figure, told = self.draw(*choice)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        print_to(file, figure, ".png", dpi=DPI)
         return file.getvalue(), told
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import psutil
 import pytest
@@ -48,6 +49,11 @@ class TestAPictureWithControls:
         for choice, picture, told in states:
             assert (picture, told) == self.simple.state(choice) and told == f"{choice[0]} {choice[1]} <b>"
         assert len({picture for _, picture, _ in states}) == 6
+
+    def test_has_the_same_pictures_whatever_a_reader_has_set(self):
+        plain = self.simple.state(self.simple.start)
+        with plt.rc_context({"savefig.bbox": "tight", "savefig.facecolor": "red", "font.size": 30.0}):
+            assert self.simple.state(self.simple.start) == plain
 
     def test_writes_the_pictures_of_a_page_and_starts_with_the_first(self, tmp_path):
         html = self.simple.page(tmp_path / "states", "../states", 'What "it" shows', "A caption")

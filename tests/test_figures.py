@@ -32,6 +32,14 @@ DRAWING = {name: getattr(figures, name) for name in figures.__all__}
 DRAWING = {name: function for name, function in DRAWING.items() if inspect.signature(function).return_annotation is Figure}
 LEAST = 7  # points, as printed
 RANDOM = np.random.default_rng(0)
+READERS_OWN = {
+    "font.size": 30.0,
+    "axes.titlesize": 30.0,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "red",
+    "pdf.fonttype": 3,
+    "lines.markeredgecolor": "green",
+}
 
 
 def rand(*shape):
@@ -371,13 +379,20 @@ class TestSaving:
         assert width == pytest.approx(72 * style.WIDTHS["column"])
         assert b"/FontFile2" in content and b"/Type3" not in content
 
-    def test_a_readers_own_settings_change_nothing(self, tmp_path):
-        for number, size in enumerate((10, 30)):
-            with plt.rc_context({"font.size": size, "savefig.bbox": "tight", "pdf.fonttype": 3, "axes.titlesize": size}):
-                figures.save(figures.curves(history(5).assign(loss=1.0).apply(np.round), "mimo"), tmp_path / f"{number}.pdf")
-        assert b"/Type3" not in (tmp_path / "0.pdf").read_bytes()
-        boxes = {re.search(rb"/MediaBox \[.*?\]", (tmp_path / f"{number}.pdf").read_bytes())[0] for number in (0, 1)}
-        assert len(boxes) == 1
+    @pytest.mark.parametrize("kind", ["png", "pdf"])
+    def test_a_readers_own_settings_change_nothing(self, kind, tmp_path):
+        losses = history(5)
+        for number, settings in enumerate(({}, READERS_OWN)):
+            with plt.rc_context(settings):
+                figures.save(figures.curves(losses, "mimo"), tmp_path / f"{number}.{kind}")
+                assert {name: plt.rcParams[name] for name in settings} == settings  # they count again
+        assert (tmp_path / f"0.{kind}").read_bytes() == (tmp_path / f"1.{kind}").read_bytes()
+
+    def test_a_figure_whose_drawing_fails_does_not_stay_open(self):
+        before = plt.get_fignums()
+        with pytest.raises(ZeroDivisionError), style.drawing(1, 1, "column", 1.0):
+            1 / 0
+        assert plt.get_fignums() == before
 
 
 class TestStyleSheet:

@@ -114,9 +114,9 @@ def adjustments(table: pd.DataFrame) -> Figure:
     bases = list(table["base"].unique())
     table = table.sort_values("base", key=lambda column: column.map(bases.index), kind="stable").reset_index(drop=True)
     with drawing(1, 2, "full", 0.26 * len(table) + 0.9, sharey=True) as (figure, axes):
-        for panel, (label, scale, ticks, names) in zip(axes[0], panels, strict=True):
+        for panel, (label, unit, ticks, names) in zip(axes[0], panels, strict=True):
             for y, row in table.iterrows():
-                middle, low, high = (scale * row[name] for name in names)
+                middle, low, high = (unit * row[name] for name in names)
                 told = {"label": title(row["base"])} if row["base"] not in table["base"][:y].values else {}
                 interval(panel, y, (low, middle, high), **look(row["base"]), **told)
             panel.axvline(0, color="black", linewidth=0.6)

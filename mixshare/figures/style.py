@@ -1,9 +1,9 @@
 """What all figures share: the style sheet, widths on a page, the look of a method, and how a figure is saved."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,16 +47,23 @@ def look(method: str) -> dict[str, Any]:
     return LOOKS.get(method.split("+")[0], OTHER)
 
 
+def house() -> AbstractContextManager[None]:
+    """The house style, in which figures are made and written; a reader's own settings count afterwards again."""
+    return plt.style.context(SHEET, after_reset=True)
+
+
 @contextmanager
 def drawing(rows: int, columns: int, width: str, height: float, **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure in the house style and its axes (rows, columns); closed for pyplot, so that a chapter shows it once, as a cell's value.
 
     width: one of WIDTHS; height in inches.
     """
-    with plt.style.context(SHEET):
+    with house():
         figure, axes = plt.subplots(rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options)
-        yield figure, axes
-        plt.close(figure)
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
 
 
 def key(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
@@ -86,8 +93,12 @@ def save(figure: Figure, path: Path | str) -> None:
     path = Path(path)
     if path.suffix not in SAVED:
         raise InvalidValue(f"a figure can't be saved as {path.name!r}; possible are names that end in {', '.join(SAVED)}")
-    kind = path.suffix.removeprefix(".")
-    with plt.style.context(SHEET):
+    write(path, lambda beside: print_to(beside, figure, path.suffix))
+
+
+def print_to(file: Path | IO[bytes], figure: Figure, suffix: str, **options: Any) -> None:
+    """Write a figure in the house style, the same bytes each time, to a file of any name or one that is open; suffix: one of SAVED."""
+    with house():
         for panel in filter(Axes.get_subplotspec, figure.axes):
             panel.set_subplotspec(panel.get_subplotspec())  # back to the start: a layout builds on the last one
-        write(path, lambda beside: figure.savefig(beside, format=kind, metadata=SAVED[path.suffix]))
+        figure.savefig(file, format=suffix.removeprefix("."), metadata=SAVED[suffix], **options)
