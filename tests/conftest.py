@@ -1,11 +1,13 @@
-"""Shared: an outputs folder for each test, a browser, finished smoke runs, what a folder holds, processes that can be killed."""
+"""Shared: an outputs folder for each test, a browser, a JupyterLab, finished smoke runs, what a folder holds, processes that can be killed."""
 
 import json
 import multiprocessing
 import os
 import re
 import shutil
+import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -54,6 +56,43 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
         yield chromium
         chromium.close()
+
+
+JUPYTER = [f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")]
+
+
+@pytest.fixture(scope="session")
+def jupyter_lab(browser, wait_for):
+    """`with jupyter_lab(base, notebooks, **environment)`: a JupyterLab, its process and its record, with no settings of anybody's.
+
+    What it keeps goes to folders in `base` that are called like their variables, such as JUPYTER_DATA_DIR.
+    """
+
+    @contextmanager
+    def start(base: Path, notebooks: Path, **environment: str):
+        folders = {name: str(base / name) for name in (*JUPYTER, "IPYTHONDIR", "MIXSHARE_OUTPUTS")}
+        own = os.environ | folders | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.project_root())} | environment
+        command = [Path(sys.executable).with_name("jupyter"), "lab", notebooks, "--no-browser", "--ip=127.0.0.1", "--port=0"]
+        with open(base / "log", "w") as log:
+            process = psutil.Popen([*command, *(["--allow-root"] if os.getuid() == 0 else [])], env=own, stdout=log, stderr=log)
+        try:
+            yield process, wait_for("JupyterLab", lambda: _record(process, base))
+        finally:
+            started = [*process.children(recursive=True), process]
+            for each in started:
+                with suppress(psutil.NoSuchProcess):
+                    each.terminate()
+            for each in psutil.wait_procs(started, timeout=10)[1]:
+                each.kill()
+
+    return start
+
+
+def _record(process: psutil.Process, base: Path) -> dict | None:
+    """What a server has written down of itself, once that is whole; fails, with its log, where it has ended."""
+    assert process.poll() is None, (base / "log").read_text()
+    with suppress(ValueError):
+        return next((json.loads(path.read_text()) for path in (base / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")), None)
 
 
 @pytest.fixture

@@ -2,21 +2,15 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
-import psutil
 import pytest
 import torch
 
 import mixshare
 from mixshare import chapters, controls, explore, features, figures, mixing, studies
 from mixshare.data import load_data
-from mixshare.files import project_root
 
 DATA = load_data("digits-few")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -175,7 +169,6 @@ class TestFromAnExecutedChapter:
         assert [set(output.data) for output in cell.outputs] == [{"image/png", "text/plain"}]
 
 
-FOLDERS = (*(f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")), "IPYTHONDIR")
 CELL = """\
 import mixshare
 from mixshare import data, explore
@@ -183,26 +176,13 @@ explore.mixed(mixshare.load(mixshare.RunConfig.preset("smoke", "mixshare", 1)), 
 
 
 @pytest.fixture
-def lab(finished, tmp_path, wait_for):
+def lab(finished, tmp_path, jupyter_lab):
     """The address of a JupyterLab of this test alone, with a notebook of one cell open."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "one.ipynb")
-    folders = {name: str(tmp_path / name) for name in FOLDERS} | {"MIXSHARE_OUTPUTS": str(finished("mixshare", 1).folder.parents[2])}
-    command = [Path(sys.executable).with_name("jupyter"), "lab", tmp_path, "--no-browser", "--ip=127.0.0.1", "--port=0"]
-    with open(tmp_path / "log", "w") as log:
-        options = {"env": os.environ | folders | {"PYTHONPATH": str(project_root())}, "stdout": log, "stderr": subprocess.STDOUT}
-        server = psutil.Popen([*command, *(["--allow-root"] if os.getuid() == 0 else [])], **options)
-    try:
-        (record,) = wait_for("JupyterLab", lambda: list((tmp_path / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")))
-        told = json.loads(wait_for("its record", record.read_text))
+    with jupyter_lab(tmp_path, tmp_path, MIXSHARE_OUTPUTS=str(finished("mixshare", 1).folder.parents[2])) as (_, told):
         yield f"{told['url']}lab/tree/one.ipynb?token={told['token']}&reset"
-    finally:
-        processes = [*server.children(recursive=True), server]
-        for process in processes:
-            process.terminate()
-        for process in psutil.wait_procs(processes, timeout=10)[1]:
-            process.kill()
 
 
 @pytest.mark.browser

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import shutil
 import sys
 import urllib.request
@@ -17,8 +16,6 @@ from mixshare.files import project_root, read_json
 
 COMMITTED = project_root() / "notebooks"
 CHAPTERS = sorted(path.stem for path in COMMITTED.glob("*.ipynb"))
-FOLDERS = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR"]
-OURS = ["IPYTHONDIR", "MIXSHARE_OUTPUTS"]
 PATIENCE = 600_000  # ms, until a chapter that hangs is given up
 CELL, FIGURE = ".jp-Notebook .jp-Cell", ".jp-OutputArea-output img"
 OUTPUT, ERROR = ".jp-OutputArea-output", ".jp-OutputArea-output[data-mime-type$='.stderr']"  # where a traceback would stand, or a warning
@@ -45,30 +42,16 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory, wait_for):
-    """A JupyterLab with no settings of anybody's. As on many a machine, a kernel of another Python calls itself python3 too."""
+def lab(jupyter_lab, tmp_path_factory):
+    """A JupyterLab on a copy of the chapters. As on many a machine, a kernel of another Python calls itself python3 too."""
     base = tmp_path_factory.mktemp("lab")
     shutil.copytree(COMMITTED, base / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    another = base / "jupyter_data_dir" / "kernels" / "python3" / "kernel.json"
+    another = base / "JUPYTER_DATA_DIR" / "kernels" / "python3" / "kernel.json"
     another.parent.mkdir(parents=True)
     spec = {"argv": ["another-python", "{connection_file}"], "display_name": "Another Python", "language": "python"}
     another.write_text(json.dumps(spec))
-    command = [str(Path(sys.executable).with_name("jupyter")), "lab", str(base / "notebooks"), "--no-browser", "--ip=127.0.0.1", "--port=0"]
-    own = {name: str(base / name.lower()) for name in FOLDERS + OURS} | {"OMP_NUM_THREADS": "1"}
-    with open(base / "log", "w") as log:
-        root = ["--allow-root"] if os.getuid() == 0 else []
-        process = psutil.Popen([*command, *root], env=os.environ | own, stdout=log, stderr=log)
-    try:
-        wait_for("JupyterLab", lambda: list((base / "jupyter_runtime_dir").glob("jpserver-*.json")) or process.poll() is not None)
-        assert process.poll() is None, (base / "log").read_text()
-        told = read_json(next((base / "jupyter_runtime_dir").glob("jpserver-*.json")))
+    with jupyter_lab(base, base / "notebooks") as (process, told):
         yield Lab(process, base / "notebooks", told["url"], told["token"])
-    finally:
-        started = [process, *process.children(recursive=True)]
-        for each in started:
-            each.terminate()
-        for each in psutil.wait_procs(started, timeout=10)[1]:
-            each.kill()
 
 
 @pytest.fixture
