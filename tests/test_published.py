@@ -78,10 +78,12 @@ def test_a_published_network_gives_its_published_answers_on_real_photographs():
     assert (logits_of(run.model, few).float() - run.logits[:, :500].float()).abs().max() < 0.05
 
 
-def test_on_real_photographs_features_are_shared_with_mixshare_and_less_so_with_cut_mixmo():
-    table = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "sharing.csv").set_index(["method", "seed", "block"])
-    assert table.loc[("mixshare", 1), "verdict"].tolist() == ["shared"] * 3
-    assert table.loc[("mixshare", 1, 1), "overlap_low"] > table.loc[("cut_mixmo", 1, 1), "overlap_high"]
+def test_on_real_photographs_mixshare_shares_and_cut_mixmo_separates_after_every_block_as_the_readme_says():
+    table = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "sharing.csv")
+    assert table.groupby("method")["verdict"].agg(list).to_dict() == {"cut_mixmo": ["separated"] * 9, "mixshare": ["shared"] * 9}
+    means = table.groupby(["method", "block"])["overlap"].mean()
+    numbers = (", ".join(f"{value:.2f}" for value in means[method]) for method in ("cut_mixmo", "mixshare"))
+    assert "(mean overlap after block 1, 2, 3: {} against {};".format(*numbers) in README
 
 
 def test_the_members_of_every_published_run_solve_the_digits():
@@ -152,7 +154,7 @@ def test_the_readme_says_of_widths_what_the_published_runs_say():
         pair, single = found.loc[f"cut_mixmo{name}"], found.loc[f"single{name}"]
         numbers = f"{-pair['difference']:.3f}", f"{-pair['high']:.3f} to {-pair['low']:.3f}"
         assert all(number in README for number in numbers) and pair["high"] < 0 and single["low"] < 0 < single["high"]
-    wide = rows.pivot(index="seed", columns="method", values="nll")
+    wide = rows.pivot(index="seed", columns="method", values="nll").loc[["1", "2", "3"]]  # without the pairs of the deep ensemble
     shrinks, low, high = results.interval((wide["mixshare+width=4"] - wide["cut_mixmo+width=4"]) - (wide["mixshare"] - wide["cut_mixmo"]))
     assert f"from width 1 to 4 the lead shrinks by {shrinks:.3f} ({low:.3f} to {high:.3f})" in README
     leads = ((wide[f"cut_mixmo{name}"] - wide[f"single{name}"]).mean() for name in ("", "+width=2", "+width=4"))
