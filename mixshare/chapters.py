@@ -177,8 +177,22 @@ def save(notebook: Any, path: Path, hold: Callable[[], None] = free) -> None:
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
     nbformat.validate(notebook)
     write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n", hold)
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """A cell's outputs, what it printed in one piece: a busy machine sends it in several."""
+    joined: list[Any] = []
+    for output in outputs:
+        before = joined[-1] if joined else {}
+        if output["output_type"] == before.get("output_type") == "stream" and output["name"] == before["name"]:
+            before["text"] += output["text"]
+        else:
+            joined.append(output)
+    return joined
 
 
 @contextmanager

@@ -210,3 +210,12 @@ def test_published_chapters_are_executed_whole_and_say_what_they_were_made_from(
         cells = code_cells(path)
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), path
         assert json.loads(path.read_text())["metadata"]["mixshare"]["fingerprint"]
+
+
+def test_what_a_cell_printed_is_kept_in_one_piece_however_it_came(tmp_path):
+    out = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in (("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c"))]
+    picture = nbformat.v4.new_output("display_data", {"text/plain": "d"})
+    last = nbformat.v4.new_output("stream", name="stdout", text="e\n")
+    chapters.save(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[*out, picture, last])]), tmp_path / "x.ipynb")
+    (cell,) = code_cells(tmp_path / "x.ipynb")
+    assert [output.get("text") for output in cell.outputs] == ["a\nb\n", "c", None, "e\n"]
