@@ -12,6 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from mixshare.errors import FileProblem
 from mixshare.files import project_root, read_json
 
 COMMITTED = project_root() / "notebooks"
@@ -122,8 +123,12 @@ def pictures(cell: dict) -> int:
 
 
 def saved(lab, chapter: str, count: int):
-    """The code cells of the saved chapter, once all of them have run."""
-    cells = [cell for cell in read_json(lab.notebooks / f"{chapter}.ipynb")["cells"] if cell["cell_type"] == "code"]
+    """The code cells of the saved chapter, once all of them have run, or None."""
+    try:
+        notebook = read_json(lab.notebooks / f"{chapter}.ipynb")
+    except FileProblem:  # JupyterLab empties the file and then writes it: it may be read in between
+        return None
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return cells if [cell["execution_count"] for cell in cells] == list(range(1, count + 1)) else None
 
 
