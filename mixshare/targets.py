@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixshare import chapters, execution, grids, runs
+from mixshare import chapters, execution, grids, needs, runs
 from mixshare.config import PROFILES, RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
@@ -38,11 +38,11 @@ class Target:
         """What the job that makes it says, beside it; no part of a run or of what is published."""
         return self.output.with_name(f"{self.output.name}.log")
 
-    def request(self, attempt: int = 1) -> execution.Request:
+    def request(self, attempt: int = 1) -> needs.Request:
         """The time, memory and GPU that its job asks for."""
         if self.config:
-            return execution.training_request(self.config, attempt)
-        return execution.study_request(self.about or [RunConfig.preset("paper")], attempt)  # chapter 06 times networks up to the paper's
+            return needs.training_request(self.config, attempt)
+        return needs.study_request(self.about or [RunConfig.preset("paper")], attempt)  # chapter 06 times networks up to the paper's
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""

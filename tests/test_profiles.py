@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import mixshare
-from mixshare import execution, runs, targets
+from mixshare import needs, runs, targets
 from mixshare.files import project_root
 
 PROFILES = project_root() / "workflow" / "profiles"
@@ -64,13 +64,13 @@ class TestRequests:
         ids=str,
     )
     def test_time_and_memory_grow_with_what_costs_them(self, more, time, memory):
-        small, large = (execution.training_request(preset("digits", device="cpu", **fields)) for fields in ({}, more))
+        small, large = (needs.training_request(preset("digits", device="cpu", **fields)) for fields in ({}, more))
         assert (large.minutes > small.minutes, large.megabytes > small.megabytes) == (time, memory)
 
     @pytest.mark.parametrize("profile", ["smoke", "digits", "cifar100-lite", "paper"])
     def test_time_and_memory_double_with_each_attempt(self, profile):
         config = preset(profile)
-        for ask, what in ((execution.training_request, config), (execution.study_request, [config])):
+        for ask, what in ((needs.training_request, config), (needs.study_request, [config])):
             first, second, third = (ask(what, attempt) for attempt in (1, 2, 3))
             assert (second.minutes, second.megabytes, second.gpu) == (2 * first.minutes, 2 * first.megabytes, first.gpu)
             assert (third.minutes, third.megabytes, third.gpu) == (4 * first.minutes, 4 * first.megabytes, first.gpu)
@@ -80,30 +80,30 @@ class TestRequests:
         for path in (project_root() / "outputs" / "published").glob("*/*/seed-*/metrics.json"):
             config = mixshare.RunConfig.from_dict(mixshare.config.COMMON | json.loads((path.parent / "config.json").read_text()))
             minutes = json.loads(path.read_text())["provenance"]["wall_seconds"] / 60
-            took[str(path)] = minutes / execution.training_request(config).minutes
+            took[str(path)] = minutes / needs.training_request(config).minutes
         assert len(took) > 20 and max(took.values()) < 2 / 3
 
     def test_a_gpu_is_asked_for_where_one_core_would_take_hours_or_the_configuration_names_it(self):
-        asks = {profile: execution.training_request(preset(profile)).gpu for profile in ("smoke", "digits", "cifar100-lite", "paper")}
+        asks = {profile: needs.training_request(preset(profile)).gpu for profile in ("smoke", "digits", "cifar100-lite", "paper")}
         assert asks == {"smoke": False, "digits": False, "cifar100-lite": False, "paper": True}
-        assert execution.training_request(preset("smoke", device="cuda")).gpu
-        assert not execution.training_request(preset("paper", device="cpu")).gpu
-        assert not execution.study_request([preset("paper")]).gpu
+        assert needs.training_request(preset("smoke", device="cuda")).gpu
+        assert not needs.training_request(preset("paper", device="cpu")).gpu
+        assert not needs.study_request([preset("paper")]).gpu
 
     def test_a_chapter_asks_for_more_the_more_runs_it_reads_and_the_larger_they_are(self):
         several = ([preset("paper")], 3 * [preset("paper")], 3 * [preset("digits")])
-        minutes = [execution.study_request(configs).minutes for configs in several]
+        minutes = [needs.study_request(configs).minutes for configs in several]
         assert minutes[1] > minutes[0] > minutes[2]
         study = targets.results("paper", ["mimo", "mixshare"], [1, 2])[-1]
-        assert study.request(2) == execution.study_request([preset("paper", m, s) for m in ("mimo", "mixshare") for s in (1, 2)], 2)
+        assert study.request(2) == needs.study_request([preset("paper", m, s) for m in ("mimo", "mixshare") for s in (1, 2)], 2)
 
     def test_small_runs_share_a_gpu_ten_at_once_those_of_the_paper_four_and_none_where_there_is_no_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         configs = (preset("digits"), preset("paper"), preset("paper", width=32), preset("paper", device="cpu"))
-        shares = [execution.gpu_share(config) for config in configs]
+        shares = [needs.gpu_share(config) for config in configs]
         assert shares == [10, 25, 100, 0]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert execution.gpu_share(preset("paper")) == 0
+        assert needs.gpu_share(preset("paper")) == 0
 
 
 class TestProfiles:
@@ -118,7 +118,7 @@ class TestProfiles:
     def test_short_runs_share_a_job_and_the_request_of_each_is_in_the_plan(self, tmp_path):
         more = ("--dry-run", "--quiet", "host", "--group-components", "short=2")
         plan = call(tmp_path, *more, where=PROFILES / "slurm", seeds="1,2,3").stdout
-        asked = execution.training_request(preset("smoke", "single"))
+        asked = needs.training_request(preset("smoke", "single"))
         requests = [{"runtime": str(asked.minutes), "mem_mb": str(asked.megabytes), "gres": "", "gpu_share": "0"}] * 3
         assert plan.count("Group job short ") == 2 and [{name: r[name] for name in requests[0]} for r in resources("run", plan)] == requests
 
@@ -156,7 +156,7 @@ def test_a_killed_job_is_retried_with_twice_the_request_and_ends_the_same(tmp_pa
     batch = begin(tmp_path, said, training(tmp_path), "--quiet", "host", "--retries", "1")
     wait_for("a training", lambda: trainer(folder)).kill()
     assert batch.wait(300) == 0, said.read_text()
-    asked, first = resources("run", said.read_text()), execution.training_request(run.config)
+    asked, first = resources("run", said.read_text()), needs.training_request(run.config)
     assert [(r["runtime"], r["mem_mb"]) for r in asked] == [(str(n * first.minutes), str(n * first.megabytes)) for n in (1, 2)]
     assert "was killed: perhaps it wanted more memory than there is" in said.read_text() and "Traceback" not in said.read_text()
     assert "mixshare: 1 made, 0 reused, 0 failed, 1 not begun\n" in said.read_text()
