@@ -188,7 +188,7 @@ def lab(finished, tmp_path, jupyter_lab):
 @pytest.mark.browser
 def test_in_jupyterlab_a_moved_slider_and_another_word_draw_the_picture_anew(browser, lab, mixed, tmp_path):
     opened = browser.new_page(viewport={"width": 1280, "height": 800})
-    opened.set_default_timeout(60_000)  # where the machine is busy with other things
+    opened.set_default_timeout(120_000)  # where the machine is busy with other things
     opened.goto(lab)
     opened.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # the kernel is there
     opened.get_by_role("menuitem", name="Run", exact=True).click()

@@ -60,6 +60,7 @@ def tab(browser, lab, tmp_path):
     """`tab(chapter)`: JupyterLab with the chapter as committed, its errors in `.complaints`; a picture of what it ends with is kept."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     opened = context.new_page()
+    opened.set_default_timeout(120_000)  # where the machine is busy with other things
     opened.complaints = []
     opened.on("console", lambda message: opened.complaints.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
