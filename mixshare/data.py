@@ -7,6 +7,7 @@ does not depend on the order in which they came.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,12 @@ class Data:
         """Height, width and colour channels of an image."""
         return tuple(self.train_images.shape[1:])
 
-    @property
+    @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the train images, on the 0..1 scale: two (C,) float32 tensors."""
         levels = torch.arange(256, dtype=torch.float64) / 255
         shares = torch.stack(
-            [torch.bincount(channel.flatten().int().cpu(), minlength=256).double() for channel in self.train_images.unbind(-1)]
+            [torch.bincount(channel.flatten().cpu().int(), minlength=256).double() for channel in self.train_images.unbind(-1)]
         )
         shares /= shares.sum(dim=1, keepdim=True)
         mean = shares @ levels

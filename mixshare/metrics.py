@@ -58,6 +58,13 @@ def agreement(predictions: Tensor) -> float | None:
     return sum(pairs) / len(pairs) if pairs else None
 
 
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The two of `evaluate`'s figures that every epoch has, in a tenth of its time: logits (M, N, K), labels (N,) int64."""
+    logits, labels = logits.cpu().double(), labels.cpu()
+    members = [accuracy(member, labels) for member in logits]
+    return {"accuracy_ensemble": accuracy(logits.mean(dim=0), labels), "accuracy_individual": sum(members) / len(members)}
+
+
 def _quality(log_probabilities: Tensor, labels: Tensor) -> dict[str, float | None]:
     return {
         "accuracy": accuracy(log_probabilities, labels),

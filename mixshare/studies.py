@@ -1,12 +1,13 @@
 """The tables of the chapters on features: which runs they need, and what they make of them. Scores themselves are in `features`."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, results, runs, similarity
 from mixshare.batch import Normalise
@@ -73,22 +74,33 @@ def halved(profile: str, seed: int) -> RunConfig:
 
 
 def inputs(data: Data, most: int | None = None) -> Tensor:
-    """The test images as a network sees them, the first `most` where that is given: (T, C, H, W) float32."""
-    return Normalise(data).inputs(data.test_images[:most])
+    """The test images as a network sees them, the first `most` where that is given: (T, C, H, W) float32, on a GPU if there is one."""
+    return Normalise(data).inputs(data.test_images[:most]).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _network(run: runs.Run, images: Tensor) -> nn.Module:
+    """A copy of the run's network where the images lie; the run's own stays where it is."""
+    return deepcopy(run.model).to(images.device)
+
+
+exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # a GPU's convolutions round to ten bits otherwise
+
+
+@exactly
 def held(run: runs.Run, images: Tensor) -> list[Tensor]:
     """Each block's feature importances for each member, with the others held at each of the fixed inputs: a (M, F, C_k) tensor a block."""
-    found = [features.block_importance(run.model, images, images[:FIXED], m) for m in range(run.config.members)]
-    return [torch.stack(block) for block in zip(*found, strict=True)]
+    network = _network(run, images)
+    found = [features.block_importance(network, images, images[:FIXED], m) for m in range(run.config.members)]
+    return [torch.stack(block).cpu() for block in zip(*found, strict=True)]
 
 
+@exactly
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
     """Do the first two members share features? A row a block: the scores, each with its bootstrap interval, the null, the verdict."""
-    fixed = images[:FIXED]
-    drawn = [features.bootstrap_importance(run.model, images, fixed, member, replicates) for member in (0, 1)]
-    alike = similarity.cka(run.model, images, fixed, batch=min(CKA_BATCH, len(images) // 2), replicates=replicates)
+    network, fixed = _network(run, images), images[:FIXED]
+    drawn = [features.bootstrap_importance(network, images, fixed, member, replicates) for member in (0, 1)]
+    alike = similarity.cka(network, images, fixed, batch=min(CKA_BATCH, len(images) // 2), replicates=replicates)
     rows = []
     for block, (a, b) in enumerate(zip(*drawn, strict=True)):
         shared, null = features.overlap(a, b), features.chance(a[0], b[0])
@@ -108,9 +120,11 @@ def _with_interval(name: str, values: Tensor) -> dict[str, float]:
     return {name: values[0].item(), f"{name}_low": low, f"{name}_high": high}
 
 
+@exactly
 def cross_talk(run: runs.Run, images: Tensor, labels: Tensor, replicates: int = 200) -> dict[str, Any]:
     """`similarity.cross_talk` of a run, averaged over the members, with bootstrap intervals."""
-    found = similarity.cross_talk(run.model, images, labels[: len(images)], images[:FIXED], replicates)
+    answers = labels[: len(images)].to(images.device)
+    found = similarity.cross_talk(_network(run, images), images, answers, images[:FIXED], replicates)
     scores = [_with_interval(name, values.mean(dim=1)) for name, values in found.items()]
     return {"method": run.config.name, "seed": run.config.seed, **{name: value for score in scores for name, value in score.items()}}
 
@@ -145,19 +159,21 @@ def norm_overlaps(run: runs.Run) -> dict[str, Any]:
     return {"method": run.config.name, "seed": run.config.seed, **found}
 
 
+@exactly
 @torch.no_grad()
 def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     """The train/test gap of appendix B: members' mean accuracy and NLL with summed encodings, as at test time, and with encodings that
     are cut together with masks drawn as in training, both of the same image, and without unmixing.
     """
     images, height, width = inputs(data), *data.shape[:2]
+    network, data = _network(run, images), data.to(images.device)
     boxes = plan_epoch(run.config, 0, 2 * len(images), height, width).boxes.flatten(0, 1)[: len(images)]
-    masks = mixing.cutmix_masks(boxes, torch.arange(run.config.members), height, width)
+    masks = mixing.cutmix_masks(boxes, torch.arange(run.config.members), height, width).to(images.device)
     same = images.expand(run.config.members, -1, -1, -1, -1)
     rows = EVALUATION_ROWS[images.device.type]
-    cut = [run.model(x, m) for x, m in zip(same.split(rows, dim=1), masks.split(rows, dim=1), strict=True)]
+    cut = [network(x, m) for x, m in zip(same.split(rows, dim=1), masks.split(rows, dim=1), strict=True)]
     found: dict[str, Any] = {"method": run.config.name, "seed": run.config.seed}
-    for how, logits in (("summed", test_logits(run.model, data)), ("cut", torch.cat(cut, dim=1))):
+    for how, logits in (("summed", test_logits(network, data)), ("cut", torch.cat(cut, dim=1))):
         figures = metrics.evaluate(logits, data.test_labels)
         found |= {f"accuracy_{how}": figures["accuracy_individual"], f"nll_{how}": sum(figures["nll_members"]) / run.config.members}
     return found

@@ -183,7 +183,10 @@ def chapter(name: str, parameters: dict[str, Any]) -> Target:
     check_member("chapter", name, ("01_training", *LOOKS))
     chapters.check_against(chapters.chapter_path(name), parameters)
     try:
-        return study(name, parameters) if name in LOOKS else training(RunConfig.of(**parameters))
+        if name in LOOKS:
+            return study(name, parameters)
+        run = (parameters[key] for key in ("profile", "method", "seed"))
+        return training(RunConfig.of(*run, parameters.get("overrides", {})))
     except KeyError as error:
         raise InvalidValue(f"a batch's {name} has a parameter {error}, which is not given") from error
 

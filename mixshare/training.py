@@ -24,7 +24,7 @@ from mixshare.errors import Diverged, FileProblem, InvalidValue
 from mixshare.execution import choose_device, execution, in_jupyter
 from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
-from mixshare.metrics import evaluate
+from mixshare.metrics import accuracies, evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -155,12 +155,11 @@ class Training:
         losses = step.end()
         logits = test_logits(self.model, self.data)
         self.refuse_divergence(losses, logits)
-        accuracy = evaluate(logits, self.data.test_labels)
         self.history.append({
             "epoch": epoch,
             "learning_rate": rates[-1],
             "loss": losses.double().mean().item(),
-            **{f"test_{name}": accuracy[name] for name in ("accuracy_ensemble", "accuracy_individual")},
+            **{f"test_{name}": value for name, value in accuracies(logits, self.data.test_labels).items()},
             **mean_alignment(self.model),
         })  # fmt: skip
 

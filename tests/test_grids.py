@@ -113,6 +113,10 @@ class TestBatch:
             targets.chapter("05_results", {"profile": "smoke", "sed": 1})
         with pytest.raises(ValueError, match="unknown chapter '07_end'"):
             targets.chapter("07_end", {})
+        with pytest.raises(ValueError, match="01_training has a parameter 'seed', which is not given"):
+            targets.chapter("01_training", {"profile": "smoke", "method": "single"})
+        run = {"profile": "smoke", "method": "single", "seed": 1}
+        assert targets.chapter("01_training", run) == targets.chapter("01_training", {**run, "overrides": {}})
 
 
 class TestPlan:

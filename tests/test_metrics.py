@@ -70,6 +70,14 @@ def test_the_ensemble_averages_logits_and_as_a_second_form_probabilities(case):
     same([found[f"{name}_probabilities"] for name in FIGURES], [of_probabilities[name] for name in FIGURES])
 
 
+@random
+@given(predictions())
+def test_what_every_epoch_says_is_what_the_last_figures_say(case):
+    logits, labels = case[0].half(), case[1]
+    found = metrics.evaluate(logits, labels)
+    assert metrics.accuracies(logits, labels) == {name: found[name] for name in ("accuracy_ensemble", "accuracy_individual")}
+
+
 def test_the_two_ensembles_differ_where_one_member_is_sure_and_another_is_not():
     logits = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]], [[0.0, 2.0, 0.0]]])
     sure, unsure = (log_softmax(member[0].numpy().astype(float)) for member in logits[:2])

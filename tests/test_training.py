@@ -234,51 +234,6 @@ def test_what_torch_reads_at_its_first_matrix_product_on_a_gpu_is_there_once_the
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == there
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """Whether the step was captured, of each run at each of its epochs' ends."""
-    found, end = [], Step.end
-    monkeypatch.setattr(Step, "end", lambda self: found.append(self.graph is not None) or end(self))
-    return found
-
-
-@needs_gpu
-def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
-    losses = []
-    for capture in (False, True):
-        config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
-        data = digits.to(torch.device("cuda"))
-        model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
-        with execution.execution(config, torch.device("cuda")):
-            losses.append(trained(model, Batches(data, config), config, digits, [0.1] * 6 + [0.05] * 3))  # an epoch's steps
-    assert captured == [False, True]
-    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
-
-
-@needs_gpu
-def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(outputs, monkeypatch, captured):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    chosen = dict(device="cuda", epochs=3)
-    plain = [mixshare.train(RunConfig.preset("smoke", method, 1, **chosen)) for method in ("mixshare", "single")]
-    assert captured == [False] * 6
-    captured.clear()
-    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(outputs / "captured"))
-    configs = [RunConfig.preset("smoke", method, 1, capture=True, **chosen) for method in ("mixshare", "single")]
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(
-            training.Training,
-            "epoch",
-            lambda self, step, epoch=training.Training.epoch: len(self.history) > 1 and 1 / 0 or epoch(self, step),
-        )
-        mixshare.train_together(configs)
-    for run, alone in zip(mixshare.train_together(configs), plain, strict=True):
-        np.testing.assert_allclose(run.history["loss"], alone.history["loss"], rtol=1e-4)
-    assert len(captured) >= 6 and all(captured)
-
-
 @pytest.mark.parametrize("how", [dict(threads=2), dict(deterministic=False), dict(device="cpu")], ids=str)
 def test_runs_that_are_executed_otherwise_do_not_train_together(how, outputs, in_a_line):
     configs = [RunConfig.preset("smoke", "mixshare", 1), RunConfig.preset("smoke", "mixshare", 2, **how)]
