@@ -83,10 +83,10 @@ def _network(run: runs.Run, images: Tensor) -> nn.Module:
     return deepcopy(run.model).to(images.device)
 
 
-exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # a GPU's convolutions round to ten bits otherwise
+_exactly = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # else a GPU's convolutions keep ten bits
 
 
-@exactly
+@_exactly
 def held(run: runs.Run, images: Tensor) -> list[Tensor]:
     """Each block's feature importances for each member, with the others held at each of the fixed inputs: a (M, F, C_k) tensor a block."""
     network = _network(run, images)
@@ -94,7 +94,7 @@ def held(run: runs.Run, images: Tensor) -> list[Tensor]:
     return [torch.stack(block).cpu() for block in zip(*found, strict=True)]
 
 
-@exactly
+@_exactly
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
     """Do the first two members share features? A row a block: the scores, each with its bootstrap interval, the null, the verdict."""
@@ -120,7 +120,7 @@ def _with_interval(name: str, values: Tensor) -> dict[str, float]:
     return {name: values[0].item(), f"{name}_low": low, f"{name}_high": high}
 
 
-@exactly
+@_exactly
 def cross_talk(run: runs.Run, images: Tensor, labels: Tensor, replicates: int = 200) -> dict[str, Any]:
     """`similarity.cross_talk` of a run, averaged over the members, with bootstrap intervals."""
     answers = labels[: len(images)].to(images.device)
@@ -159,7 +159,7 @@ def norm_overlaps(run: runs.Run) -> dict[str, Any]:
     return {"method": run.config.name, "seed": run.config.seed, **found}
 
 
-@exactly
+@_exactly
 @torch.no_grad()
 def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     """The train/test gap of appendix B: members' mean accuracy and NLL with summed encodings, as at test time, and with encodings that
