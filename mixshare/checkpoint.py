@@ -21,13 +21,13 @@ def save(path: Path, **state: Any) -> None:
     torch.save({"format": FORMAT, "digest": digest_of(content.getvalue()), "content": tensor}, path)
 
 
-def load(path: Path, device: torch.device, **wanted: Any) -> dict[str, Any]:
-    """The state in `path`, its tensors on `device`; no code in it is run.
+def load(path: Path, **wanted: Any) -> dict[str, Any]:
+    """The state in `path`, its tensors on the processor; no code in it is run.
 
     Raises OSError, in a line, where it is damaged, of another format, or where its values differ from those `wanted`.
     """
     try:
-        found = _unpack(path, device)
+        found = _unpack(path)
     except Exception as error:  # torch, zipfile and pickle have many kinds of error for files that are not what they seem
         raise damaged(path, type(error).__name__) from error
     for name, value in {"format": FORMAT, **wanted}.items():
@@ -42,11 +42,11 @@ def damaged(path: Path, reason: str) -> FileProblem:
     return FileProblem(f"{shown(path)} is damaged or no checkpoint ({reason}); {_REMEDY}")
 
 
-def _unpack(path: Path, device: torch.device) -> dict[str, Any]:
+def _unpack(path: Path) -> dict[str, Any]:
     outer = torch.load(path, weights_only=True)
     if outer["format"] != FORMAT:
         return {"format": outer["format"]}
     content = outer["content"].numpy().tobytes()
     if digest_of(content) != outer["digest"]:
         raise ValueError("the digest does not fit")
-    return {"format": FORMAT, **torch.load(io.BytesIO(content), map_location=device, weights_only=True)}
+    return {"format": FORMAT, **torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)}

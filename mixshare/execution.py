@@ -29,6 +29,16 @@ def choose_device(config: RunConfig) -> torch.device:
     return device
 
 
+def process(config: RunConfig) -> tuple[str, int, bool]:
+    """What runs that train in one process have in common."""
+    return config.device, config.threads, config.deterministic
+
+
+def takes_gpu(config: RunConfig) -> bool:
+    """Whether a run goes to a CUDA device, where there is one."""
+    return config.device not in ("cpu", "mps")
+
+
 def in_jupyter() -> bool:
     """Whether a person has this notebook open: Jupyter's server names its session to its kernels, papermill and nbval have none."""
     return "JPY_SESSION_NAME" in os.environ

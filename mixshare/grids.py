@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mixshare.config import RunConfig, check_member, check_name, grid
+from mixshare.config import EXECUTION, RunConfig, check_member, check_name, grid
 from mixshare.errors import FileProblem, InvalidType, InvalidValue
 from mixshare.files import project_root, shown
 
@@ -38,7 +38,7 @@ class Grid:
     @property
     def varied(self) -> list[str]:
         """The fields in whose numbers the cells differ."""
-        names = dict.fromkeys(name for override in self.overrides for name in override)
+        names = dict.fromkeys(name for override in self.overrides for name in override if name not in EXECUTION)
         return [name for name in names if all(type(override.get(name, 0)) in (int, float) for override in self.overrides)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mixshare.config import RunConfig
+from mixshare.execution import takes_gpu
 
 # What a job asks for is to be enough the first time, nearly always; where it was not, it is doubled, and a run goes on from its checkpoint.
 START_MINUTES = 5  # several interpreters that import torch one after the other, from a slow disk; on a fast one half a minute
@@ -52,7 +53,7 @@ def study_request(configs: Sequence[RunConfig], attempt: int = 1) -> Request:
 
 def gpu_share(config: RunConfig) -> int:
     """Per cent of this machine's GPU that a run keeps busy, so that small ones go together: 25 for the paper's network, 0 without a GPU."""
-    if not torch.cuda.is_available() or config.device in ("cpu", "mps"):
+    if not (torch.cuda.is_available() and takes_gpu(config)):
         return 0
     paper = RunConfig.preset("paper")
     return min(100, max(10, math.ceil(25 * _bytes(config) / _bytes(paper))))

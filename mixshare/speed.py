@@ -33,6 +33,7 @@ from mixshare.training import Training
 Stepper = Callable[[], None]  # does one training step
 WARM_UP = UNCAPTURED + 1  # steps before any is timed; a GPU's graph is captured in the last of them
 SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
+TESTED = 500  # images of noise, as many as a GPU is given at once at an epoch's end
 # Sizes over which the growth of a step's time is looked at.
 GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
 # Where a step's time goes, by the names of torch's operators; the first that fits counts.
@@ -51,7 +52,7 @@ def noise(dataset: str, images: int = 2048, side: int | None = None) -> Data:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, side or usual, side or usual, channels), generator=draw, dtype=torch.uint8)
     labels = torch.randint(0, classes, (images,), generator=draw)
-    return Data("noise", pixels, labels, pixels[:100], labels[:100], tuple(map(str, range(classes))), "")
+    return Data("noise", pixels, labels, pixels[:TESTED], labels[:TESTED], tuple(map(str, range(classes))), "")
 
 
 def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
@@ -235,16 +236,21 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
 
 
 def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:
-    """Bytes that a run takes at most, read off a process of its own: on a GPU what is in use there, else all of the process, torch too."""
+    """Bytes that a run takes at most, in an epoch of at least so many steps and at its end, read off a process of its own.
+
+    On a GPU what is in use there, else all of the process, torch too.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_peak, config, steps).result()
 
 
 def _peak(config: RunConfig, steps: int) -> int:
     device = choose_device(config)
-    step = stepper(config, noise(config.dataset), device)
-    for _ in range(steps):
-        step()
+    images = noise(config.dataset, max(TESTED, steps * config.batch_size // config.batch_repetition))
+    with execution(config, device):
+        training = Training(config, images.to(device), device)
+        for _ in training.epoch(Step(training.model, training.optimizer, training.batches, config)):
+            pass
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

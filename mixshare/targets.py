@@ -4,13 +4,13 @@ jobs."""
 import json
 import shutil
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixshare import chapters, execution, grids, needs, runs
-from mixshare.config import PROFILES, RunConfig, check_member, grid
+from mixshare.config import COMMON, EXECUTION, PROFILES, RunConfig, check_member, grid
 from mixshare.errors import FileProblem, InvalidValue
 from mixshare.files import outputs_folder, shown
 from mixshare.studies import ADJUSTMENTS, ALIGNMENTS, aligned, halved
@@ -192,7 +192,8 @@ def chapter(name: str, parameters: dict[str, Any]) -> Target:
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
-    return {"profile": config.profile, "method": config.method, "seed": config.seed, "overrides": config.overrides}
+    how = {name: value for name in EXECUTION if (value := getattr(config, name)) != COMMON[name]}
+    return {"profile": config.profile, "method": config.method, "seed": config.seed, "overrides": config.overrides | how}
 
 
 def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
@@ -225,12 +226,20 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     from mixshare import training
 
     at_once = execution.runs_at_once() if at_once is None else at_once
-    missing = [t.config for t in targets if t.config and runs.problem(t.config, t.output.parent)]
-    for start in range(0, len(missing), at_once) if at_once > 0 else ():
+    missing = [t.config for t in targets if t.config and runs.problem(t.config, t.output.parent)] if at_once else []
+    for group in _groups(filter(execution.takes_gpu, missing), at_once):
         try:
-            training.train_together(missing[start : start + at_once])
+            training.train_together(group)
         except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # whatever it is, the jobs are still to come
             print(f"mixshare: {error}", file=sys.stderr, flush=True)
+
+
+def _groups(configs: Iterable[RunConfig], size: int) -> list[list[RunConfig]]:
+    """The runs that can share a process, at most `size` together."""
+    alike: dict[tuple, list[RunConfig]] = {}
+    for config in configs:
+        alike.setdefault(execution.process(config), []).append(config)
+    return [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
 
 
 def opening(targets: Sequence[Target]) -> set[Path]:

@@ -21,7 +21,7 @@ from mixshare.batch import Batches, Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.errors import Diverged, FileProblem, InvalidValue
-from mixshare.execution import choose_device, execution, in_jupyter
+from mixshare.execution import choose_device, execution, in_jupyter, process
 from mixshare.features import mean_alignment
 from mixshare.files import need_room, write
 from mixshare.metrics import accuracies, evaluate
@@ -30,7 +30,7 @@ from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 QUICK_WRITE = 0.25  # seconds; the wait grows with a slower one, so that writing takes a twentieth of the time at most
-EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 2500}  # images at once: few fit a processor's caches, many fill a GPU
+EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 500}  # images at once: few fit a processor's caches, many fill a GPU
 OUT_OF_MEMORY = "the GPU has no memory left for this run; possible are fewer runs at once, a smaller batch_size, or device='cpu'"
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
@@ -51,7 +51,7 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
     """
     by_folder = {runs.run_folder(config): config for config in configs if _finished(config) is None}
     waiting = [by_folder[folder] for folder in sorted(by_folder)]  # everybody takes locks in this order, so nobody waits in a circle
-    if len({(config.device, config.threads, config.deterministic) for config in waiting}) > 1:
+    if len(set(map(process, waiting))) > 1:
         raise InvalidValue("runs that differ in device, threads or deterministic can't train together; possible is one by one")
     if waiting:
         data = {name: load_data(name) for name in {config.dataset for config in waiting}}
@@ -190,12 +190,14 @@ class Training:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
-        state = checkpoint.load(path, self.device, config_digest=self.config.digest, data_digest=self.data.digest)
+        state = checkpoint.load(path, config_digest=self.config.digest, data_digest=self.data.digest)
         try:
             self.model.load_state_dict(state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
             self.history, self.seconds = list(state["history"]), float(state["seconds"])
             self.earlier_environments = [e for e in state["environments"] if e != self.environment]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # of the device, not of the file
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise checkpoint.damaged(path, type(error).__name__) from error
 

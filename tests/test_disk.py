@@ -221,13 +221,17 @@ def test_a_gpu_without_memory_left_is_a_line_that_says_what_to_change_and_the_ru
     def fails_later(self):
         calls.append(1)
         if len(calls) == 12:  # in the second epoch
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
+            full()
         step(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Step, "__call__", fails_later)
-        with pytest.raises(OSError, match="no memory left for this run; possible are fewer runs at once, a smaller batch_size") as caught:
-            mixshare.train(CONFIG)
-    in_a_line(caught.value)
-    assert (runs.run_folder(CONFIG) / "checkpoint.pt").exists()
+    def full(*anything):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
+
+    for place, name, fails in ((training.Step, "__call__", fails_later), (training, "load_optimizer", full)):  # the second where it resumes
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            with pytest.raises(OSError, match="no memory left for this run; .* a smaller batch_size") as caught:
+                mixshare.train(CONFIG)
+        in_a_line(caught.value)
+        assert (runs.run_folder(CONFIG) / "checkpoint.pt").exists()
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)

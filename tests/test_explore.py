@@ -103,7 +103,7 @@ class TestMixingByHand:
         rows = [int((DATA.test_labels == label).nonzero()[0]) for label in (0, 1)]
         masks = explore.hand_masks(run.config, 0.3, "middle", 16, 16)
         with torch.no_grad():
-            answers = run.model(studies.inputs(DATA)[rows][:, None], masks, unmix=True).softmax(dim=2)[:, 0]
+            answers = run.model.cpu()(studies.inputs(DATA)[rows].cpu()[:, None], masks, unmix=True).softmax(dim=2)[:, 0]
         _, told = mixed.state((30, "middle"))
         for m, (probabilities, share) in enumerate(zip(answers, mixing.mask_ratios(masks)[:, 0]), start=1):
             answer = f"{int(probabilities.argmax())} ({probabilities.max():.2f})"

@@ -102,6 +102,17 @@ class TestBatch:
         assert table.reads == (grids.place(SMOKE), *(runs.run_folder(config) / "metrics.json" for config in grids.read(SMOKE).configs))
         assert outputs / "smoke/figures/smoke/along.png" in table.writes and outputs / "smoke/studies/smoke/results.csv" in table.writes
 
+    def test_how_its_runs_are_executed_reaches_their_jobs_and_makes_no_other_runs_of_them(self, outputs, declared, tmp_path):
+        found = declared(HEAD + "overrides: [{capture: true, threads: 2}]\n")
+        *trainings, look = targets.grid_of(str(tmp_path / "mine.yml"))
+        assert found.varied == [] and "along.png" not in [path.name for path in look.writes]
+        for target in trainings:
+            name, told = target.command()[1:]
+            assert name == "01_training" and json.loads(told)["overrides"] == {"capture": True, "threads": 2}
+            assert RunConfig.of(**json.loads(told)) == target.config and target.config.overrides == {}
+        alone = targets.Target(tmp_path / "metrics.json", config=trainings[0].config).command()
+        assert json.loads(alone[1]) == json.loads(trainings[0].command()[2])
+
     def test_a_chapter_named_with_its_parameters_is_the_batchs_own(self, outputs):
         for target in [*targets.studies("smoke"), *targets.speed("smoke"), *targets.grid_of(SMOKE)]:
             if target.chapter:

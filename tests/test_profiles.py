@@ -34,7 +34,7 @@ def training(outputs: Path, seed: int = 1) -> str:
 
 
 def call(outputs: Path, *options: str, **more) -> subprocess.CompletedProcess:
-    env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
+    env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs), "CUDA_VISIBLE_DEVICES": ""}  # one machine's GPU is not in every plan
     return subprocess.run(snakemake(outputs, *options, **more), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -270,6 +270,14 @@ class TestTogether:
             run = finished(method, seed)
             assert contents(runs.run_folder(run.config)) == contents(run.folder)
 
+    def test_only_runs_that_are_executed_alike_go_together_and_none_that_wants_no_gpu(self, outputs, monkeypatch):
+        groups = []
+        monkeypatch.setattr(training, "train_together", lambda configs: groups.append([(c.seed, c.capture, c.threads) for c in configs]))
+        hows = [{}, dict(threads=2), dict(device="cpu"), dict(capture=True), {}]
+        configs = [mixshare.RunConfig.preset("smoke", "single", seed, **how) for seed, how in enumerate(hows)]
+        targets.train_together([targets.training(config) for config in configs], at_once=2)
+        assert groups == [[(0, False, 1), (3, True, 1)], [(4, False, 1)], [(1, False, 2)]]
+
     def test_a_group_that_fails_is_told_in_a_line_and_the_next_goes_on(self, outputs, capsys, monkeypatch):
         seen = []
 
