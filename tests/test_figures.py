@@ -77,12 +77,12 @@ def answers(members, names, rows=8):
     return (rand(rows, 16, 16, 3) * 255).to(torch.uint8), rand(members + 1, rows, len(names)).softmax(dim=2), labels, names
 
 
-def along(lines, values):
-    widths = [{"width": value, "line": line} for line in lines for value in values for _ in range(3)]
+def along(lines, values, seeds=3):
+    widths = [{"width": value, "line": line} for line in lines for value in values for _ in range(seeds)]
     rows = pd.concat([runs_of(lines[:1]).iloc[:1]] * len(widths), ignore_index=True).assign(**pd.DataFrame(widths))
     pairs = [pairs_of(lines, name).assign(width=value) for name in ("accuracy_ensemble", "nll") for value in values]
     pairs = pd.concat(pairs, ignore_index=True)
-    return rows, pairs.assign(line=pairs["other"]), "width"
+    return rows, pairs.assign(line=pairs["other"])[: None if seeds > 1 else 0], "width"
 
 
 def sharing(names):
@@ -116,7 +116,7 @@ EXAMPLES = {
         (runs_of([f"{name}+encoder_init=independent" for name in ALL]), pairs_of([]), "mixshare"),
         (runs_of([f"{name}+width={width}" for width in range(2, 12) for name in ALL]), pairs_of([f"{ALL[0]}+width=2"]), "mixshare"),
     ],
-    "along": [along([*ALL, ENSEMBLE], (1.0, 2.0, 4.0)), along(ALL[-2:], (0.0, 0.1, 0.3))],
+    "along": [along([*ALL, ENSEMBLE], (1.0, 2.0, 4.0)), along(ALL[-2:], (0.0, 0.1, 0.3)), along(ALL, (1.0, 2.0), seeds=1)],
     "overlaid": [
         (
             [[(f"{title(name)}, block {k}", rand(2, 16 * k)) for name in DEFAULT_METHODS] for k in (1, 2, 3)],

@@ -1,7 +1,10 @@
 """Figures of chapter 05: how well the methods do, and how they differ seed by seed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -42,36 +45,48 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
 def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     """Ensemble accuracy and NLL over a field's values, a dot a run, a line through the means; beside it baseline minus every other.
 
-    rows and differences (of both figures, with their 95 % t intervals) as `results.along` gives them.
+    rows and differences (of both figures, with their 95 % t intervals) as `results.along` gives them; without differences the figures
+    alone.
     """
     lines = list(rows["line"].unique())
-    baseline = differences["method"].iloc[0].partition("+")[0] if len(differences) else "baseline"
-    differences = differences[differences["line"] != baseline]
-    values = sorted(rows[field].unique())
-    with drawing(2, 2, "full", 3.7, sharex=True) as (figure, axes):
-        for (name, scale, label, unit), (left, right) in zip(_ALONG, axes, strict=True):
-            for k, line in enumerate(lines):
-                runs = rows[rows["line"] == line]
-                left.plot(runs[field], scale * runs[name], **look(line) | {"linestyle": "none"}, markersize=2.5, alpha=0.5)
-                means = scale * runs.groupby(field)[name].mean()
-                left.plot(means.index, means, label=title(line), **look(line))
-                pairs = differences[(differences["line"] == line) & (differences["figure"] == name)].sort_values(field)
-                beside = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of one value side by side
-                for place, pair in zip(beside, pairs.itertuples(), strict=True):
-                    interval(right, place, (scale * pair.low, scale * pair.difference, scale * pair.high), upright=True, **look(line))
-                right.plot(beside, scale * pairs["difference"], **look(line) | {"marker": "none"})
+    baselines = differences["method"].str.split("+").str[0]
+    differences = differences[differences["line"] != baselines]
+    values, columns = sorted(rows[field].unique()), 1 + bool(len(differences))
+    with drawing(2, columns, "full" if columns == 2 else "column", 3.7, sharex=True) as (figure, axes):
+        for (name, scale, label, unit), (left, *rights) in zip(_ALONG, axes, strict=True):
+            _lines(left, rows, field, lines, name, scale)
             left.set_ylabel(label)
-            right.axhline(0, color="black", linewidth=0.6)
-            right.set_ylabel(unit)
+            for right in rights:
+                _intervals(right, differences[differences["figure"] == name], field, lines, scale)
+                right.set_ylabel(unit)
         for panel in axes.flat:
             if values[0] > 0:
                 panel.set_xscale("log", base=2)
             panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
         for panel in axes[-1]:
             panel.set_xlabel(field.replace("_", " "))
-        key(figure, axes[0, 0], 4)
-        axes[0, 1].set_title(f"{title(baseline)} minus the others")
+        key(figure, axes[0, 0], 2 * columns)
+        for right in axes[0, 1:]:
+            right.set_title(f"{title(baselines.iloc[0])} minus the others")
     return figure
+
+
+def _lines(panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float) -> None:
+    for line in lines:
+        runs = rows[rows["line"] == line]
+        panel.plot(runs[field], scale * runs[name], **look(line) | {"linestyle": "none"}, markersize=2.5, alpha=0.5)
+        means = scale * runs.groupby(field)[name].mean()
+        panel.plot(means.index, means, label=title(line), **look(line))
+
+
+def _intervals(panel: Axes, differences: pd.DataFrame, field: str, lines: Sequence[str], scale: float) -> None:
+    for k, line in enumerate(lines):
+        pairs = differences[differences["line"] == line].sort_values(field)
+        beside = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of one value side by side
+        for place, pair in zip(beside, pairs.itertuples(), strict=True):
+            interval(panel, place, (scale * pair.low, scale * pair.difference, scale * pair.high), upright=True, **look(line))
+        panel.plot(beside, scale * pairs["difference"], **look(line) | {"marker": "none"})
+    panel.axhline(0, color="black", linewidth=0.6)
 
 
 _ALONG = (
