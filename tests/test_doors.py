@@ -315,7 +315,7 @@ def sound(made, tmp_path_factory):
 def test_a_checkpoint_of_any_bytes_is_refused_in_a_line_and_no_code_in_it_runs(world, start, content):
     path = world / "checkpoint.pt"
     path.write_bytes(start + content)
-    assert "delete it to start this run over" in refused(checkpoint.load, path, torch.device("cpu"))
+    assert "delete it to start this run over" in refused(checkpoint.load, path)
     assert not (world / "home" / "sprung").exists()
 
 
