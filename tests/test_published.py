@@ -52,12 +52,11 @@ class TestEachPublishedRun:
         }
 
 
-LITE = [
-    mixshare.RunConfig.preset("cifar100-lite", method, seed) for method in ("cut_mixmo", "mixshare") for seed in (1, 2, 3)
-]
+DECLARED = [grids.read(file) for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")) if file.stem != "smoke"]
+GRIDS = [*DECLARED, grids.chosen("", "cifar100-lite", ["single", "cut_mixmo", "mixshare"], [1, 2, 3], "mixshare")]
 
 
-@pytest.mark.parametrize("config", LITE, ids=lambda c: f"{c.name}-{c.seed}")
+@pytest.mark.parametrize("config", GRIDS[-1].configs, ids=lambda c: f"{c.name}-{c.seed}")
 def test_each_published_run_on_real_photographs_is_whole_and_its_figures_follow_from_its_logits(config):
     run = runs.Run(config, runs.run_folder(config, published_folder()))
     provenance = run.metrics["provenance"]
@@ -122,12 +121,8 @@ def test_the_published_tables_follow_from_the_published_runs(outputs):
     )
 
 
-GRIDS = [file for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")) if file.stem != "smoke"]
-
-
-@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
-def test_the_tables_of_a_published_grid_follow_from_the_published_runs(file, outputs):
-    grid = grids.read(file)
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name or grid.profile)
+def test_the_tables_of_a_published_grid_follow_from_the_published_runs(grid, outputs):
     found = results.collect(grid.configs, published_folder())
     assert not found.missing
     rows, place = results.per_run(found.runs), published_folder() / grid.profile / "studies" / grid.name
@@ -140,9 +135,14 @@ def test_the_tables_of_a_published_grid_follow_from_the_published_runs(file, out
 
 
 def test_the_readme_says_of_photographs_what_the_published_pairs_say():
-    (pair,) = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs" / "paired.csv").itertuples()
-    said = f"is {100 * pair.difference:.2f} percentage points above Cut-MixMo's ([95 % t interval {100 * pair.low:.2f} to {100 * pair.high:.2f}]"
-    assert (pair.method, pair.other, pair.n) == ("mixshare", "cut_mixmo", 3) and said in README
+    pairs = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "paired.csv").set_index("other")
+    assert set(pairs["method"]) == {"mixshare"} and set(pairs["n"]) == {3}
+    cut, single = (100 * pairs.loc[other, ["difference", "low", "high"]] for other in ("cut_mixmo", "single"))
+    assert "is {:.2f} percentage points above Cut-MixMo's (95 % t interval {:.2f} to {:.2f})".format(*cut) in README
+    assert "can't be told from a single network's ({:+.2f}, {:+.2f} to {:+.2f})".format(*single) in README
+    assert single["low"] < 0 < single["high"]
+    means = results.read_summary(published_folder() / "cifar100-lite" / "studies" / "results.csv")["accuracy_ensemble_mean"]
+    assert means.idxmax() == "deep ensemble of 2" and "which together see as many rows as MixShare, have the highest mean" in README
 
 
 def test_the_readme_says_of_widths_what_the_published_runs_say():
@@ -176,7 +176,7 @@ def test_the_readme_says_of_the_digits_what_the_published_runs_say():
 
 
 def test_the_readme_says_of_photographs_how_often_the_members_agree():
-    rows = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs" / "runs.csv").set_index("method")
+    rows = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "runs.csv").set_index("method")
     (a, b), (c, d) = ([f"{100 * end:.0f}" for end in rows.loc[name, "agreement"].agg(["min", "max"])] for name in ("mixshare", "cut_mixmo"))
     assert f"give one label to {a} to {b} % of the test images (Cut-MixMo's to {c} to {d} %)" in README
 
