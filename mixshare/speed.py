@@ -28,12 +28,12 @@ from mixshare.execution import choose_device, execution
 from mixshare.plan import plan_epoch
 from mixshare.step import WARM_UP as UNCAPTURED
 from mixshare.step import Step
-from mixshare.training import Training
+from mixshare.training import EVALUATION_ROWS, Training
 
 Stepper = Callable[[], None]  # does one training step
 WARM_UP = UNCAPTURED + 1  # steps before any is timed; a GPU's graph is captured in the last of them
 SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
-TESTED = 500  # images of noise, as many as a GPU is given at once at an epoch's end
+TESTED = EVALUATION_ROWS["cuda"]  # images of noise, as many as a GPU is given at once at an epoch's end
 # Sizes over which the growth of a step's time is looked at.
 GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
 # Where a step's time goes, by the names of torch's operators; the first that fits counts.
