@@ -145,6 +145,15 @@ def test_the_readme_says_of_photographs_what_the_published_pairs_say():
     assert means.idxmax() == "deep ensemble of 2" and "which together see as many rows as MixShare, have the highest mean" in README
 
 
+def test_the_readme_says_of_photographs_at_two_widths_what_the_published_runs_say():
+    rows = pd.read_csv(published_folder() / "cifar100-lite" / "studies" / "photographs-width" / "runs.csv")
+    assert set(rows["seed"]) == {1} and "seed 1 alone, so without an interval" in README
+    wide = 100 * rows.set_index("method")["accuracy_ensemble"]
+    apart = [wide[f"mixshare{name}"] - wide[f"cut_mixmo{name}"] for name in ("+width=2", "")]
+    said = "MixShare has {:.2f} % and Cut-MixMo {:.2f} %: {:.2f} percentage points apart, with the same seed at width 1 {:.2f}."
+    assert said.format(wide["mixshare+width=2"], wide["cut_mixmo+width=2"], *apart) in README
+
+
 def test_the_readme_says_of_widths_what_the_published_runs_say():
     rows = pd.read_csv(published_folder() / "digits" / "studies" / "width" / "runs.csv", dtype={"seed": str})
     accuracy, nll = (results.paired(rows, "mixshare", figure) for figure in ("accuracy_ensemble", "nll"))
