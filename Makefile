@@ -46,7 +46,7 @@ speed: env ## how fast a step is on this machine, measured anew: chapter 06, alo
 	@$(BIN)/python -m mixshare prepare $(PROFILE) --batch speed --fresh
 	@$(SNAKEMAKE) --config profile=$(PROFILE) batch=speed
 
-publish: env ## check a profile's results, or a grid's, copy them to outputs/published, and bring the README's table up to date (METHODS, SEEDS, GRID)
+publish: env ## check a profile's results, or a grid's, copy them to outputs/published, and bring the README's table up to date (PROFILE, METHODS, SEEDS, or GRID)
 	@$(BIN)/python -m mixshare publish $(PROFILE) $(if $(GRID),--grid $(GRID)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 verify: env ## check a run: its files, its figures from its answers and weights, its chapter (RUN=a run's folder, RETRAIN=1)
