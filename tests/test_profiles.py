@@ -75,14 +75,14 @@ class TestRequests:
             assert (second.minutes, second.megabytes, second.gpu) == (2 * first.minutes, 2 * first.megabytes, first.gpu)
             assert (third.minutes, third.megabytes, third.gpu) == (4 * first.minutes, 4 * first.megabytes, first.gpu)
 
-    def test_every_published_run_took_three_quarters_at_most_of_the_time_that_it_asks_for(self):
+    def test_every_published_run_took_two_thirds_at_most_of_the_time_that_it_asks_for(self):
         took = {}
         for path in (project_root() / "outputs" / "published").glob("*/*/seed-*/metrics.json"):
             made_by, fields = json.loads(path.read_text())["provenance"], json.loads((path.parent / "config.json").read_text())
             where = {"device": "cpu" if made_by["device"].startswith("cpu") else "cuda"}  # a run made elsewhere than it would ask for
             config = mixshare.RunConfig.from_dict(mixshare.config.COMMON | fields | where)
             took[str(path)] = made_by["wall_seconds"] / 60 / needs.training_request(config).minutes
-        assert len(took) > 20 and max(took.values()) < 3 / 4
+        assert len(took) > 20 and max(took.values()) < 2 / 3
 
     def test_a_gpu_is_asked_for_where_one_core_would_take_hours_or_the_configuration_names_it(self):
         asks = {profile: needs.training_request(preset(profile)).gpu for profile in ("smoke", "digits", "cifar100-lite", "paper")}
