@@ -87,7 +87,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _read(path: Path, reader) -> Any:
     remedy = "mixshare.train makes the run again once its folder is deleted"
     if path.is_relative_to(published_folder()):
-        remedy = "where a profile is large, only its first seed's are published"
+        remedy = "not every published run has them; mixshare.train makes the run anew"
     try:
         return reader(path)
     except FileNotFoundError as error:

@@ -94,7 +94,8 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
         while True:
             for batch in loader:
                 inputs, labels = arrange(tuple(part.to(device, non_blocking=True) for part in batch))
-                loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    loss = torch.nn.functional.cross_entropy(model(inputs), labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
