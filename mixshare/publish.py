@@ -91,14 +91,17 @@ def _files(profile: str, made: Sequence[Target]) -> list[Path]:
 
 
 def _most(files: Sequence[Path], room: int) -> list[Path]:
-    """All files where there is room, else without some of the large ones: those of later seeds or all of a kind, as few as it takes."""
+    """All files where there is room, else without some of the large ones: those of later seeds or all of a kind, as few as it takes.
+
+    Answers go first, since weights and images give them again.
+    """
     first = min((path.parent.name for path in files if path.name in runs.LARGE_FILES), key=lambda name: int(name[5:]), default="")
     choices = []
     for some in product((0, 1, 2), repeat=len(runs.LARGE_FILES)):  # of each kind all, the first seed's, none
         left = dict(zip(runs.LARGE_FILES, some, strict=True))
         choices.append([path for path in files if left.get(path.name, 0) < (2 if path.parent.name == first else 1)])
-    fitting = [choice for choice in choices if _size(choice) <= room]
-    return max(fitting, key=_size) if fitting else min(choices, key=_size)
+    fitting = [choice for choice in choices if _size(choice) <= room] or [min(choices, key=_size)]
+    return max(fitting, key=lambda choice: ([path.name for path in choice].count("weights.safetensors"), _size(choice)))
 
 
 def _size(files: Sequence[Path]) -> int:
