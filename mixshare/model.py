@@ -32,11 +32,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H / stride, W / stride)."""
-        hidden = self.conv1(F.relu(self.norm1(x)))
-        hidden = F.relu(self.norm2(hidden))
+        hidden = self.conv1(F.relu(self.norm1(x), inplace=True))  # in place, as the sum: a fresh buffer comes from slow memory
+        hidden = F.relu(self.norm2(hidden), inplace=True)
         if self.stride > 1:
             hidden = F.pad(hidden, (0, 1, 0, 1))
-        return self.conv2(hidden) + self.shortcut(x)
+        return self.conv2(hidden).add_(self.shortcut(x))
 
 
 class MimoWideResNet(nn.Module):
@@ -120,7 +120,7 @@ class MimoWideResNet(nn.Module):
         """The shared body f, its final normalisation included: (B, 16, H, W) -> (B, 64 * width, H / 4, W / 4)."""
         for block in self.blocks:
             x = block(x)
-        return F.relu(self.norm(x))
+        return F.relu(self.norm(x), inplace=True)
 
     def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
         """What the classifiers make of the core's features (B, 64 * width, h, w), with masks unmixed before: (M, B, classes)."""

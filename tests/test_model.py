@@ -93,7 +93,9 @@ def test_wrn_28_2_for_100_classes_has_the_known_number_of_parameters(members, co
 def test_a_block_computes_what_the_reference_computes(channels_in, channels_out, stride, training):
     block = worn(ResidualBlock(channels_in, channels_out, stride)).train(training)
     weights, x = as_arrays(block), images(3, channels_in, 8, 12)
-    np.testing.assert_allclose(block(x).detach().numpy(), block_by_hand(x.numpy(), weights, "", stride, training), rtol=1e-9, atol=1e-9)
+    expected = block_by_hand(x.numpy().copy(), weights, "", stride, training)
+    np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(x, images(3, channels_in, 8, 12))  # it works in place, but not on what it was given
 
 
 def test_no_convolution_has_a_bias():
