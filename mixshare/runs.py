@@ -215,7 +215,7 @@ def save(
     write_text(folder / "config.json", json_text(config.to_dict()), hold)
     write_history(folder, history, hold)
     write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)), hold)
-    write(folder / "test_logits.npz", lambda path: _save_logits(path, logits, labels), hold)
+    write(folder / "test_logits.npz", lambda path: save_logits(path, logits, labels), hold)
     write_sums(folder, {"metrics.json": figures.encode()}, hold)
     write_text(folder / "metrics.json", figures, hold)
     hold()
@@ -235,7 +235,8 @@ def write_history(folder: Path, history: list[dict], hold: Callable[[], None] = 
     write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False), hold)
 
 
-def _save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
+def save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Write test_logits.npz: logits (M, N, classes) float16, labels (N,)."""
     with open(path, "wb") as file:
         np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int32))
 

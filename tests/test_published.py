@@ -194,9 +194,11 @@ def test_the_readme_says_of_photographs_how_often_the_members_agree():
 
 def test_the_readme_says_of_speed_what_the_published_chapter_measured():
     found = json.loads((published_folder() / "digits" / "studies" / "speed.json").read_text())
-    low, high = found["ratio_to_peer_quartiles"]
-    assert f"has {found['rows_per_second']:.0f} rows a second of MixShare through the paper's WRN-28-2" in README
-    assert f"a step of MIMO there is {found['ratio_to_peer']:.2f} times (quartiles {low:.2f} to {high:.2f}) as fast" in README
+    assert f"has {found['rows_per_second']:.0f} rows a second of MixShare through the paper's WRN-28-2 in float32, the default" in README
+    (low, high), half = found["ratio_to_peer_quartiles"], found["switches"]["bfloat16 / float32"]
+    assert "a step takes {median:.2f} of the time (quartiles {low:.2f} to {high:.2f})".format(**half) in README
+    assert f"A step of MIMO there is {found['ratio_to_peer']:.2f} times (quartiles {low:.2f} to {high:.2f}) as fast" in README
+    assert "{median:.2f} times ({low:.2f} to {high:.2f}) with both in half precision".format(**found["ratio_to_peer_bfloat16"]) in README
 
 
 def test_the_readme_says_of_half_precision_what_the_published_runs_say():

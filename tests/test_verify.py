@@ -74,6 +74,25 @@ def test_a_published_run_is_what_it_says_and_its_chapter_comes_out_again(outputs
     assert not outputs.exists()  # nothing of it stays
 
 
+def test_a_run_published_without_its_answers_gets_them_from_its_weights_and_its_chapter_comes_out_again(
+    outputs, lines, tmp_path, monkeypatch
+):
+    run, problems = verify.subprocess.run, []
+    config = mixshare.RunConfig.preset("digits", "single", 1)
+    monkeypatch.setattr(
+        verify.subprocess, "run", lambda *words, **how: problems.append(runs.problem(config, runs.run_folder(config))) or run(*words, **how)
+    )
+    for path in (published_folder() / "digits" / "single" / "seed-1").iterdir():
+        if path.name != "test_logits.npz":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    fine, found = lines(tmp_path)
+    assert fine and {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert problems == [None]  # so the chapter loads it, and does not train it anew
+    assert "nll, from the saved weights" in found and "nll, from the saved answers" not in found
+    assert found["chapter 01, executed again by nbval"].startswith("its outputs come out again (")
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "history.csv", "test_logits.npz", "weights.safetensors", "config.json"])
 def test_a_file_with_one_changed_byte_is_named_and_fails(name, copied, lines):
     path = copied("mixshare", 1).folder / name
