@@ -91,7 +91,7 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
 def speed(profile: str) -> list[Target]:
     """The chapter on speed, alone: a time is worth little where others are at work."""
     check_member("profile", profile, PROFILES)
-    carefully = {} if profile == "smoke" else {"rounds": 10, "steps": 3, "threads": 0}
+    carefully = {} if profile == "smoke" else {"rounds": 30, "steps": 3, "threads": 0}
     return [study("06_speed", {"profile": profile, **carefully})]
 
 
