@@ -23,8 +23,8 @@ TABLE_COLUMNS = (
 def publish(profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None) -> None:
     """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
 
-    methods and seeds as `targets.selection` takes them, where a profile was not run with all of them. A grid, in place of a profile,
-    is added to what is there of its profile, its runs without chapters.
+    methods and seeds as `targets.selection` takes them, where a profile was not run with all of them. What is there of a grid stays
+    where that grid is not done here. A grid, in place of a profile, is added to what is there of its profile, its runs without chapters.
 
     Raises OSError, before anything is copied, where something is missing, not made from the present chapters, not made from a
     committed tree, names this machine or its user, or is too large.
@@ -32,11 +32,10 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
     made = targets.grid_of(grid) if grid else batch(profile, methods, seeds)
     profile = made[0].config.profile if grid else profile
     place = published_folder() / profile
-    files, old = _files(profile, made), []
+    files = _files(profile, made)
     if grid:
         files = [path for path in files if path.name != "01_training.ipynb" and not _is_published(path)]
-        old = [path for path in place.rglob("*") if path.is_file()]
-    kept = [path for path in old if outputs_folder() / path.relative_to(published_folder()) not in files]
+    kept = [path for working, path in _earlier(profile, of_grids=not grid).items() if working not in files]
     copies = {place / path.relative_to(outputs_folder() / profile): path for path in _most(files, MOST_BYTES - _size(kept))}
     size = _size([*copies.values(), *kept])
     if size > MOST_BYTES:
@@ -59,6 +58,24 @@ def _is_published(path: Path) -> bool:
     return copy.is_file() and copy.read_bytes() == path.read_bytes()
 
 
+def _earlier(profile: str, of_grids: bool) -> dict[Path, Path]:
+    """What is published of a profile, or of its grids alone, by where it would lie in the working folder."""
+    there = (path for path in (published_folder() / profile).rglob("*") if path.is_file())
+    found = {outputs_folder() / path.relative_to(published_folder()): path for path in there}
+    parts = {part for grid in _grids(profile) for target in grid for part in _parts(target)}
+    return {working: path for working, path in found.items() if not of_grids or parts & {working, working.parent}}
+
+
+def _grids(profile: str) -> list[list[Target]]:
+    """What belongs to each of the profile's grids that lie with the workflow."""
+    files = sorted((project_root() / "workflow" / "grids").glob("*.yml"))
+    return [[_light(target) for target in targets.grid_of(str(file))] for file in files if grids.read(file).profile == profile]
+
+
+def _parts(target: Target) -> list[Path]:
+    return [target.output.parent] if target.config else [target.output, *target.writes]
+
+
 def _light(target: Target) -> Target:
     """A run of a grid, without its chapter and weights."""
     return Target(target.output.with_name("metrics.json"), config=target.config) if target.config else target
@@ -68,12 +85,9 @@ def batch(profile: str, methods: str | None = None, seeds: str | None = None) ->
     """What is published: the studies with all their runs where they are done, else the results; the chapter on speed and the grids
     of the profile that lie with the workflow, each if it is done.
     """
-    everything, more = targets.studies(profile), [targets.speed(profile)]
+    everything, more = targets.studies(profile), [targets.speed(profile), *_grids(profile)]
     whole = all(target.is_done() for target in everything) and not (methods or seeds)
     found = everything if whole else targets.results(profile, *targets.selection(methods, seeds))
-    for file in sorted((project_root() / "workflow" / "grids").glob("*.yml")):
-        if grids.read(file).profile == profile:
-            more.append([_light(target) for target in targets.grid_of(str(file))])
     return [*found, *(target for each in more if all(part.is_done() for part in each) for target in each)]
 
 

@@ -274,6 +274,17 @@ class TestPublishing:
         publish.publish("smoke")
         assert not old.exists()
 
+    def test_keeps_what_is_published_of_a_grid_that_is_not_done_here(self, ready, tmp_path):
+        place = tmp_path / "published" / "smoke"
+        grid = [place / "single+width=0.5" / "seed-1" / "metrics.json", place / "studies" / "smoke" / "runs.csv"]
+        gone = [place / "single+width=3" / "seed-1" / "metrics.json", place / "studies" / "other.csv"]
+        for path in [*grid, *gone]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("old")
+        publish.publish("smoke")
+        assert [path.is_file() for path in [*grid, *gone]] == [True, True, False, False]
+        assert (place / "single" / "seed-1" / "metrics.json").read_bytes() == (ready / "metrics.json").read_bytes()
+
     def test_refuses_a_file_that_names_this_machine(self, ready, tmp_path):
         (ready / "01_training.ipynb").write_text(json.dumps({"path": str(project_root())}))
         with pytest.raises(FileProblem, match="names this machine"):
