@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib import resources
 from functools import cache
+from importlib import resources
 from itertools import combinations
 
 import matplotlib.pyplot as plt
