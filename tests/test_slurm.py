@@ -184,37 +184,41 @@ def cluster(tmp_path_factory, wait_for):
 
 
 class Batch:
-    """A smoke batch by Snakemake, on the committed profile for Slurm, under way."""
+    """A batch by Snakemake, on the committed profile for Slurm, under way: smoke runs of so many epochs, and the chapter on them."""
 
-    def __init__(self, cluster: Cluster, seeds: list[int]):
-        self.outputs = cluster.folder / "outputs"
+    def __init__(self, cluster: Cluster, seeds: list[int], epochs: int):
+        self.outputs, grid = cluster.folder / "outputs", cluster.folder / "long.yml"
         self.outputs.mkdir()
+        grid.write_text(f"profile: smoke\nmethods: [single]\nseeds: {seeds}\noverrides: [{{epochs: {epochs}}}]\n")
         self.said = cluster.folder / "batch.log"
         command = [Path(sys.executable).with_name("snakemake"), "--snakefile", project_root() / "workflow" / "Snakefile"]
         command += ["--workflow-profile", project_root() / "workflow" / "profiles" / "slurm", "--directory", self.outputs]
         command += ["--slurm-init-seconds-before-status-checks", "2", "--group-components", "short=2"]  # sooner, and more than one job
-        command += ["--config", "profile=smoke", "methods=single", f"seeds={','.join(map(str, seeds))}"]
+        command += ["--config", f"grid={grid}"]
         env = cluster.env | {"MIXSHARE_OUTPUTS": str(self.outputs)}
         with self.said.open("wb") as log:
             self.process = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
-    def training(self, trainer, but: str = "") -> psutil.Process | None:
-        """A process that trains a run at this moment, for another Slurm job than `but`."""
-        try:
-            there = filter(None, map(trainer, self.outputs.glob("smoke/single/seed-*")))
-            return next((process for process in there if process.environ()["SLURM_JOB_ID"] != but), None)
-        except psutil.NoSuchProcess:
-            return None
+    def caught(self, trainer, but: str = "") -> psutil.Process | None:
+        """A process that trains a run, for another Slurm job than `but`: stopped, for a run may end sooner than a test acts."""
+        for process in filter(None, map(trainer, self.outputs.glob("smoke/*/seed-*"))):
+            try:
+                if process.environ()["SLURM_JOB_ID"] != but:
+                    process.suspend()
+                    return process
+            except psutil.NoSuchProcess:  # ended meanwhile: another may train
+                continue
+        return None
 
 
 def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_the_same(cluster, finished, contents, trainer, wait_for):
-    seeds = [1, 2, 3]
-    batch = Batch(cluster, seeds)  # a job of two short runs and one of the third, a node each, then the chapter that reads all three
-    kernel = wait_for("a training", lambda: batch.training(trainer))
+    seeds, epochs = [1, 2, 3], 20  # some seconds of training, so that none is over before it is seen
+    batch = Batch(cluster, seeds, epochs)  # a job of two short runs, one of the third, a node each, then the chapter that reads all three
+    kernel = wait_for("a training", lambda: batch.caught(trainer))
     killed = kernel.environ()["SLURM_JOB_ID"]
+    another = wait_for("a training of the other job", lambda: batch.caught(trainer, but=killed))
+    lost, node = another.environ()["SLURM_JOB_ID"], another.environ()["SLURMD_NODENAME"]
     kernel.kill()
-    kernel = wait_for("a training of the other job", lambda: batch.training(trainer, but=killed))
-    lost, node = kernel.environ()["SLURM_JOB_ID"], kernel.environ()["SLURMD_NODENAME"]
     assert cluster.listens() == {"127.0.0.1"}
     cluster.lose(node)
     cancelled = wait_for("the chapter's job", lambda: re.findall(r"^(\d+) rule_study", cluster.ask("squeue", *RUNNING), re.M), 300, 0.5)[0]
@@ -235,6 +239,6 @@ def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_t
         chapter: [("COMPLETED", other, *(2 * number for number in asked[cancelled]))],
     }
     for seed in seeds:
-        run = finished("single", seed)
+        run = finished("single", seed, epochs=epochs)
         one, two = contents(run.folder), contents(runs.run_folder(run.config, batch.outputs))
         assert [name for name in runs.RUN_FILES if one[name] != two[name]] == []
