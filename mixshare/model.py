@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
         hidden = F.relu(self.norm2(hidden), inplace=True)
         if self.stride > 1:
             hidden = F.pad(hidden, (0, 1, 0, 1))
-        return self.conv2(hidden).add_(self.shortcut(x))
+        return self.conv2(hidden).add_(self.shortcut(x))  # under autocast in half precision, whatever x is in
 
 
 class MimoWideResNet(nn.Module):

@@ -195,6 +195,17 @@ def test_inputs_and_masks_that_do_not_fit_are_a_line_that_says_what_is_wanted(in
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [1, 2])
+def test_in_half_precision_every_block_hands_on_half_precision(width, masked):
+    model, dtypes = small(width=width), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _module, _given, put_out: dtypes.append(put_out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):  # masks are float32, and so is then what the first block gets
+        model(torch.randn(2, 3, 3, 8, 16, generator=seeded()), half_and_half(5).float() if masked else None)
+    assert dtypes == [torch.bfloat16] * 3
+
+
 def test_weights_survive_the_way_through_safetensors(tmp_path):
     model, other = small(generator=seeded(1)).eval(), small(generator=seeded(2)).eval()
     save_file(model.state_dict(), tmp_path / "weights.safetensors")

@@ -203,6 +203,14 @@ class TestTrainedFromScratch:
             assert [found[check][:10] for check in checks] == ["other bits"] * 2, other
 
 
+def test_each_kind_of_run_that_is_published_of_the_digits_comes_out_again_from_scratch(nightly, outputs, lines):
+    if not nightly:
+        pytest.skip("trains for half an hour: make nightly")
+    folders = sorted(path.parent for path in (published_folder() / "digits").glob("*/seed-1/metrics.json"))
+    found = {folder.parent.name: different(*lines(folder, retrain=True)) for folder in folders}
+    assert len(found) > 20 and found == dict.fromkeys(found, [])
+
+
 @pytest.mark.parametrize("without", ["nbval", "pytest"])
 def test_without_what_executes_a_chapter_a_sound_run_is_not_called_different(without, outputs, tmp_path, monkeypatch, in_a_line, capsys):
     if without == "nbval":
