@@ -13,7 +13,7 @@ from typing import Any
 
 from mixshare.config import RunConfig
 from mixshare.errors import FileProblem, InvalidType, InvalidValue
-from mixshare.files import digest_of, free, only_one, project_root, reason, shown, write_text
+from mixshare.files import digest_of, free, only_one, project_root, reason, shown, tidy, write_text
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 FORMS = {list: "[one, two]", dict: "{field: value}"}  # what papermill's -p can't say, in YAML
@@ -110,6 +110,8 @@ def execute(name: str, output: Path, parameters: dict[str, Any], reads: Sequence
     check_against(chapter, parameters)
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     with only_one(output.with_name(f".{output.stem}.lease"), f"waiting for the process that executes {shown(output)} …") as hold:
+        for path in (output, *writes):
+            tidy(path)
         if is_current(output, chapter, parameters, reads, writes):
             return
         with _told(output.parent):

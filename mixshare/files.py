@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def write(path: Path, writer: Callable[[Path], Any], hold: Callable[[], None] = 
             # torch and safetensors report a full disk as RuntimeErrors of their own
             raise FileProblem(f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
         raise
+
+
+def tidy(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` left beside it; for who holds it."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, hold: Callable[[], None] = free) -> None:

@@ -82,8 +82,11 @@ def jupyter_lab(browser, wait_for):
             for each in started:
                 with suppress(psutil.NoSuchProcess):
                     each.terminate()
-            for each in psutil.wait_procs(started, timeout=10)[1]:
-                each.kill()
+            alive = psutil.wait_procs(started, timeout=60)[1]
+            for each in alive:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            psutil.wait_procs(alive)
 
     return start
 

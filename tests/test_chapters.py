@@ -155,6 +155,16 @@ class TestExecuting:
         output.write_text(output.read_text()[:1000])
         assert not chapters.is_current(output, chapter, self.SMOKE, [read])
 
+    def test_what_a_killed_process_left_of_it_is_put_away_and_what_another_chapter_writes_is_not(self, outputs, monkeypatch):
+        monkeypatch.setattr(chapters, "is_current", lambda *given: True)
+        output, table, other = (outputs / "smoke" / name for name in ("chapters/05_results.ipynb", "studies/runs.csv", "chapters/02.ipynb"))
+        *left, written = (path.with_name(f".{path.name}.123.tmp") for path in (output, table, other))
+        for path in (*left, written):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        chapters.execute("05_results", output, {"profile": "smoke"}, writes=[table])
+        assert [path.exists() for path in (*left, written)] == [False, False, True]
+
     def test_a_chapter_that_fails_says_why_first_and_keeps_what_it_had(self, outputs, in_a_line):
         output = outputs / "smoke" / "single" / "seed-5" / "01_training.ipynb"
         with pytest.raises(FileProblem) as caught:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -113,10 +114,10 @@ def kill_at_random(batch: Batch, chance: random.Random, most: int) -> Counter:
             while patient and victim.is_running() and batch.written() == written:  # until something more is trained or kept
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 2))
-            if victim.is_running():
+            with suppress(psutil.NoSuchProcess):  # it may have ended by itself
                 victim.kill()
                 killed[kind] += 1
-                victim.wait()
+                psutil.wait_procs([victim], 30)
         if running.poll() is not None or kind == "snakemake":
             if running.wait() == 0:
                 break

@@ -120,6 +120,12 @@ def blank(source: str) -> bool:
     return lowest == highest
 
 
+def stand(images, count: int) -> bool:
+    """Whether so many pictures of a cell stand there, with some size: a widget's come after the cell has run."""
+    loaded = images.evaluate_all("images => images.map(image => image.complete && image.width > 100)")
+    return len(loaded) >= count and all(loaded)
+
+
 def pictures(cell: dict) -> int:
     """How many figures a committed cell shows."""
     return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
@@ -149,8 +155,8 @@ class TestAChapter:
         assert opened.evaluate(PROMPTS) == [f"[{number}]:" for number in range(1, count + 1)]
         for place, cell in enumerate(cells):
             images = opened.locator(CELL).nth(place).locator(FIGURE)
-            seen = images.evaluate_all("images => images.map(image => [image.complete && image.width > 100, image.src])")
-            assert len(seen) >= pictures(cell) and all(loaded and not blank(source) for loaded, source in seen), cell["source"]
+            wait_for(f"the pictures of {cell['source']}", lambda: stand(images, pictures(cell)))
+            assert not any(map(blank, images.evaluate_all("images => images.map(image => image.src)"))), cell["source"]
         assert not opened.locator(".jp-Dialog").count() and opened.complaints == []
         opened.keyboard.press("Control+s")
         outputs = [output for cell in wait_for("the file", lambda: saved(lab, chapter, count)) for output in cell["outputs"]]

@@ -16,7 +16,7 @@ import mixshare
 from mixshare import RunConfig, files, runs, training
 
 CONFIG = RunConfig.preset("smoke", "mixshare", 1)
-SECONDS = 1.5  # of the lease, here
+SECONDS = 3.0  # of the lease, here
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def held_elsewhere(path: Path):
     assert not path.exists()  # the next holder has put it away
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

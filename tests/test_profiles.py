@@ -19,6 +19,7 @@ from mixshare.files import project_root
 
 PROFILES = project_root() / "workflow" / "profiles"
 preset = mixshare.RunConfig.preset
+LONGER = preset("smoke", "single", 1, epochs=20)  # some seconds of training, so that it is not over before it is seen
 
 
 def snakemake(outputs: Path, *options: str, where: Path = PROFILES / "local", **config: str) -> list[str]:
@@ -28,20 +29,19 @@ def snakemake(outputs: Path, *options: str, where: Path = PROFILES / "local", **
     return [*map(str, command), "--workflow-profile", str(where), "--directory", str(outputs), *options, "--config", *words]
 
 
-def training(outputs: Path, seed: int = 1) -> str:
-    """The target of one run alone, without the chapters that read it."""
-    return str(outputs / "smoke" / "single" / f"seed-{seed}" / "01_training.ipynb")
-
-
 def call(outputs: Path, *options: str, **more) -> subprocess.CompletedProcess:
     env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs), "CUDA_VISIBLE_DEVICES": ""}  # one machine's GPU is not in every plan
     return subprocess.run(snakemake(outputs, *options, **more), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def begin(outputs: Path, said: Path, *options: str, **more) -> subprocess.Popen:
+def begin(outputs: Path, said: Path, *options: str) -> subprocess.Popen:
+    """A batch under way that makes LONGER alone, without the chapter that reads it."""
+    grid, target = outputs / "longer.yml", runs.run_folder(LONGER, outputs) / "01_training.ipynb"
+    grid.write_text(f"profile: smoke\nmethods: [single]\nseeds: [1]\noverrides: [{{epochs: {LONGER.epochs}}}]\n")
     env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
     with said.open("wb") as log:
-        return subprocess.Popen(snakemake(outputs, *options, **more), env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        command = snakemake(outputs, str(target), *options, grid=str(grid))
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
 def resources(rule: str, said: str) -> list[dict[str, str]]:
@@ -152,9 +152,9 @@ def test_with_slurm_nothing_is_trained_on_the_login_node():
 
 
 def test_a_killed_job_is_retried_with_twice_the_request_and_ends_the_same(tmp_path, finished, contents, trainer, wait_for):
-    said, run = tmp_path / "said", finished("single", 1)
+    said, run = tmp_path / "said", finished("single", 1, epochs=LONGER.epochs)
     folder = runs.run_folder(run.config, tmp_path)
-    batch = begin(tmp_path, said, training(tmp_path), "--quiet", "host", "--retries", "1")
+    batch = begin(tmp_path, said, "--quiet", "host", "--retries", "1")
     wait_for("a training", lambda: trainer(folder)).kill()
     assert batch.wait(300) == 0, said.read_text()
     asked, first = resources("run", said.read_text()), needs.training_request(run.config)
@@ -193,12 +193,12 @@ def test_many_failed_runs_are_counted_and_some_named(outputs):
 
 class TestSideBySide:
     def same(self, tmp_path, finished, contents) -> bool:
-        run = finished("single", 1)
+        run = finished("single", 1, epochs=LONGER.epochs)
         one, two = contents(run.folder), contents(runs.run_folder(run.config, tmp_path))
         return all(one[name] == two[name] for name in runs.RUN_FILES)
 
     def test_two_batches_that_want_the_same_run_at_once_both_end_with_it(self, tmp_path, finished, contents):
-        batches = [begin(tmp_path, tmp_path / f"said-{k}", training(tmp_path)) for k in range(2)]
+        batches = [begin(tmp_path, tmp_path / f"said-{k}") for k in range(2)]
         assert [batch.wait(300) for batch in batches] == [0, 0], [(tmp_path / f"said-{k}").read_text() for k in range(2)]
         assert self.same(tmp_path, finished, contents)
         assert all("1 failed" not in (tmp_path / f"said-{k}").read_text() for k in range(2))
@@ -206,12 +206,12 @@ class TestSideBySide:
     def test_after_snakemakes_own_death_its_jobs_carry_on_and_the_next_call_takes_their_results(
         self, tmp_path, finished, contents, trainer, wait_for
     ):
-        batch = begin(tmp_path, tmp_path / "first", training(tmp_path))
-        kernel = wait_for("a training", lambda: trainer(tmp_path / "smoke" / "single" / "seed-1"))
+        batch = begin(tmp_path, tmp_path / "first")
+        kernel = wait_for("a training", lambda: trainer(runs.run_folder(LONGER, tmp_path)))
         batch.kill()
         batch.wait()
         assert kernel.is_running()
-        again = begin(tmp_path, tmp_path / "second", training(tmp_path))
+        again = begin(tmp_path, tmp_path / "second")
         assert again.wait(300) == 0, (tmp_path / "second").read_text()
         psutil.wait_procs([kernel], 60)
         assert not kernel.is_running() and self.same(tmp_path, finished, contents)

@@ -38,7 +38,7 @@ def every_epoch(monkeypatch):
 def killed(start, sitting, tmp_path_factory):
     """A run killed at random moments until it is done: its configuration, its folder, and the log of all sittings."""
     base, moments = tmp_path_factory.mktemp("killed"), random.Random(0)
-    config = RunConfig.preset("smoke", "mixshare", 1, epochs=4, pixel_cutmix=True)
+    config = RunConfig.preset("smoke", "mixshare", 1, epochs=8, pixel_cutmix=True)
     folder, log = runs.run_folder(config, base), base / "log"
 
     def state():
@@ -65,7 +65,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_an_uninterrupted_o
     config, folder, log = killed
     done = [int(epochs) for epochs in re.findall(r"resumed after epochs: (\d+)", log)]
     assert done and all(0 < epochs <= config.epochs for epochs in done)  # it really was resumed
-    found, wanted = contents(folder), contents(finished(epochs=4, pixel_cutmix=True).folder)
+    found, wanted = contents(folder), contents(finished(epochs=8, pixel_cutmix=True).folder)
     assert {name: found[name] == wanted[name] for name in runs.RUN_FILES} == dict.fromkeys(runs.RUN_FILES, True)
 
 

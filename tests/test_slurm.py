@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,7 +54,7 @@ SelectTypeParameters=CR_Core_Memory
 MpiDefault=none
 SwitchType=switch/none
 MinJobAge=3600
-SlurmdTimeout=5
+SlurmdTimeout=15
 KillWait=2
 ReturnToService=2
 GresTypes=gpu
@@ -125,12 +126,13 @@ class Cluster:
         """A node's death: its slurmd, and all that runs there."""
         daemon = self.running.pop(node)
         tasks = with_environment("SLURMD_NODENAME", node)
-        steps = [parent for task in tasks if (parent := task.parent()) and parent.name() == "slurmstepd"]
+        steps = []
+        for task in tasks:
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                steps += [parent for parent in (task.parent(),) if parent and parent.name() == "slurmstepd"]
         for process in dict.fromkeys([daemon, *steps, *tasks]):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         daemon.wait()
 
     def ends(self) -> dict[str, list[tuple[str, str, int, int]]]:
@@ -160,7 +162,8 @@ class Cluster:
                 self.running[name].terminate()
                 psutil.wait_procs([self.running[name]], 10)
         for process in self.processes():  # where a test failed, a batch is still under way
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture(scope="module")

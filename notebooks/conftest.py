@@ -1,0 +1,17 @@
+"""For the chapters' regression test by nbval."""
+
+import os
+
+import pytest
+
+from mixshare.files import outputs_folder
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup():
+    """Kernels that start here get an outputs folder for each of pytest's workers: where two want one run, one would print that it waits."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    with pytest.MonkeyPatch.context() as patch:
+        if worker:
+            patch.setenv("MIXSHARE_OUTPUTS", str(outputs_folder() / f"nbval-{worker}"))
+        return (yield)
