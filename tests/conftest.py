@@ -1,4 +1,4 @@
-"""Shared: an outputs folder for each test, a browser, a JupyterLab, finished smoke runs, what a folder holds, processes that can be killed."""
+"""Shared: an outputs folder for each test, a browser, a JupyterLab, finished smoke runs, what a folder holds, processes to kill."""
 
 import json
 import multiprocessing
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sittings
 from hypothesis import settings
 
 import mixshare
@@ -227,33 +228,4 @@ def start():
 @pytest.fixture(scope="session")
 def sitting():
     """A function for `start`: train with a checkpoint after each epoch, and log what happens."""
-    return _sitting
-
-
-def _sitting(config: mixshare.RunConfig, outputs: Path, log: Path, gate: Path | None = None, dies_writing: str = "") -> None:
-    """Output goes to `log`, with a line for each start and resume; epochs wait for the file `gate`; SIGKILL hits at a file's move."""
-    from mixshare import training
-
-    os.environ["MIXSHARE_OUTPUTS"] = str(outputs)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-    training.CHECKPOINT_SECONDS = 0
-    epoch, restore, replace = training.Training.epoch, training.Training.restore, os.replace
-
-    def logged_restore(self, path):
-        restore(self, path)
-        print("resumed after epochs:", len(self.history), flush=True)
-
-    def gated_epoch(self, step):
-        print("trains epoch", len(self.history), flush=True)
-        while gate and not gate.exists():
-            time.sleep(0.001)
-        yield from epoch(self, step)
-
-    def deadly_replace(source, target):
-        if Path(target).name == dies_writing:
-            os.kill(os.getpid(), 9)
-        replace(source, target)
-
-    training.Training.restore, training.Training.epoch, os.replace = logged_restore, gated_epoch, deadly_replace
-    mixshare.train(config)
+    return sittings.sitting
