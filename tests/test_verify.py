@@ -205,7 +205,7 @@ class TestTrainedFromScratch:
 
 def test_each_kind_of_run_that_is_published_of_the_digits_comes_out_again_from_scratch(nightly, outputs, lines):
     if not nightly:
-        pytest.skip("trains for half an hour: make nightly")
+        pytest.skip("trains for the better part of an hour: make nightly")
     folders = sorted(path.parent for path in (published_folder() / "digits").glob("*/seed-1/metrics.json"))
     found = {folder.parent.name: different(*lines(folder, retrain=True)) for folder in folders}
     assert len(found) > 20 and found == dict.fromkeys(found, [])
