@@ -207,6 +207,12 @@ def test_the_readme_says_of_speed_what_the_published_chapter_measured():
     assert "{median:.2f} times ({low:.2f} to {high:.2f}) with both in half precision".format(**found["ratio_to_peer_bfloat16"]) in README
 
 
+@pytest.mark.parametrize("path", sorted(published_folder().glob("*/chapters/05_results*.ipynb")), ids=lambda path: path.stem)
+def test_a_published_chapter_shows_no_older_published_runs(path):
+    (there, equal), *more = re.findall(r"published runs: (\d+) of \d+; with a history equal to yours, to the bit: (\d+)", path.read_text())
+    assert there == equal and not more
+
+
 def test_the_readme_says_of_half_precision_what_the_published_runs_say():
     rows = pd.read_csv(published_folder() / "digits" / "studies" / "precision" / "runs.csv", dtype={"seed": str}).set_index(["method", "seed"])
     for method in ("single", "cut_mixmo", "mixshare"):
