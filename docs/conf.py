@@ -8,7 +8,11 @@ from latex2mathml.converter import convert
 
 import mixshare
 
-project, author, copyright = "mixshare", "the mixshare authors", "2026 the mixshare authors, MIT licence"
+project, author, copyright = (
+    "mixshare",
+    "the mixshare authors",
+    "2026 the mixshare authors, MIT licence",
+)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 myst_enable_extensions = ["dollarmath"]
 
@@ -25,7 +29,12 @@ autodoc_typehints_format = "short"
 release = mixshare.__version__
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": False, "home_page_in_toc": True, "max_navbar_depth": 1, "navbar_persistent": []}
+html_theme_options = {
+    "use_download_button": False,
+    "home_page_in_toc": True,
+    "max_navbar_depth": 1,
+    "navbar_persistent": [],
+}
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
@@ -37,7 +46,11 @@ html_show_search_summary = False  # it fetches pages, which browsers refuse to d
 
 def mathml(formula, display):
     """A formula as MathML, which browsers draw without help; script letters they know as characters only."""
-    return re.sub('<mi mathvariant="script">([A-Z])</mi>', lambda found: f"<mi>{script(found[1])}</mi>", convert(formula, display=display))
+    return re.sub(
+        '<mi mathvariant="script">([A-Z])</mi>',
+        lambda found: f"<mi>{script(found[1])}</mi>",
+        convert(formula, display=display),
+    )
 
 
 def script(letter):

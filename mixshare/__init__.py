@@ -14,7 +14,12 @@ from mixshare.config import RunConfig
 __version__ = "0.1.0"
 __all__ = ["MimoWideResNet", "RunConfig", "load", "train", "train_together"]
 
-_HOME = {"MimoWideResNet": "model", "train": "training", "train_together": "training", "load": "runs"}
+_HOME = {
+    "MimoWideResNet": "model",
+    "train": "training",
+    "train_together": "training",
+    "load": "runs",
+}
 
 
 def __getattr__(name: str) -> Any:

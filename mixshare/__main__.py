@@ -16,7 +16,9 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser("prepare", help="clear away what is not done, before a batch")
     prepare.add_argument("--fresh", action="store_true", help="start over")
-    plan = verbs.add_parser("plan", help="say what a batch would run, what is done, and about how long the rest takes")
+    plan = verbs.add_parser(
+        "plan", help="say what a batch would run, what is done, and about how long the rest takes"
+    )
     chapter = verbs.add_parser("chapter", help="execute one chapter where a batch wants it")
     chapter.add_argument("name")
     chapter.add_argument("parameters", type=_json, help="as JSON")
@@ -24,9 +26,17 @@ def main() -> int:
     train.add_argument("run", type=_json, help="profile, method, seed and overrides, as JSON")
     refresh = verbs.add_parser("refresh", help="execute chapters in their smoke form, in place")
     refresh.add_argument("names", nargs="*")
-    publish = verbs.add_parser("publish", help="check a profile's results and copy them to outputs/published")
-    together = verbs.add_parser("together", help="on a GPU, train a batch's missing runs several at once")
-    together.add_argument("--at-once", type=int, help="how many; by default as many as fit the GPU, and none without one")
+    publish = verbs.add_parser(
+        "publish", help="check a profile's results and copy them to outputs/published"
+    )
+    together = verbs.add_parser(
+        "together", help="on a GPU, train a batch's missing runs several at once"
+    )
+    together.add_argument(
+        "--at-once",
+        type=int,
+        help="how many; by default as many as fit the GPU, and none without one",
+    )
     for verb in (prepare, plan, publish, together):
         verb.add_argument("profile", nargs="?", default="digits")
         verb.add_argument("--batch", default="results", help="results, studies, or speed")
@@ -38,7 +48,9 @@ def main() -> int:
     verify.add_argument("--retrain", action="store_true", help="and train it from scratch")
     table = verbs.add_parser("table", help="print a profile's table of results")
     table.add_argument("profile")
-    book = verbs.add_parser("book", help="render a profile's executed chapters to outputs/<profile>/book")
+    book = verbs.add_parser(
+        "book", help="render a profile's executed chapters to outputs/<profile>/book"
+    )
     book.add_argument("profile")
     arguments = parser.parse_args()
     try:
@@ -63,7 +75,9 @@ def _run(arguments: argparse.Namespace) -> int | None:
     if arguments.verb == "refresh":
         from mixshare import chapters
 
-        for name in arguments.names or sorted(path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")):
+        for name in arguments.names or sorted(
+            path.stem for path in chapters.chapter_path("01_training").parent.glob("*.ipynb")
+        ):
             chapters.refresh(name)
     elif arguments.verb == "chapter":
         from mixshare import targets
@@ -72,11 +86,15 @@ def _run(arguments: argparse.Namespace) -> int | None:
     elif arguments.verb in ("prepare", "together", "plan"):
         from mixshare import forecast, targets
 
-        batch = targets.batch(arguments.batch, arguments.profile, arguments.methods, arguments.seeds, arguments.grid)
+        batch = targets.batch(
+            arguments.batch, arguments.profile, arguments.methods, arguments.seeds, arguments.grid
+        )
         if arguments.verb == "plan":
             print(forecast.plan(batch))
         else:
-            targets.prepare(batch, arguments.fresh) if arguments.verb == "prepare" else targets.train_together(batch, arguments.at_once)
+            targets.prepare(
+                batch, arguments.fresh
+            ) if arguments.verb == "prepare" else targets.train_together(batch, arguments.at_once)
     elif arguments.verb == "train":
         from mixshare import training
         from mixshare.config import RunConfig

@@ -20,7 +20,9 @@ ROWS = 100  # images through the core at once
 class Parts:
     """A multi-input network taken apart: encodings are added, pass the blocks one after the other, and the heads answer."""
 
-    encode: Sequence[Callable[[Tensor], Tensor]]  # a member each: (B, C, H, W) -> what the core adds up
+    encode: Sequence[
+        Callable[[Tensor], Tensor]
+    ]  # a member each: (B, C, H, W) -> what the core adds up
     blocks: Sequence[Callable[[Tensor], Tensor]]  # feature map -> feature map (B, C_k, H_k, W_k)
     heads: Callable[[Tensor], Tensor]  # the last block's feature map -> logits (M, B, classes)
     kernels: Sequence[Tensor]  # a member each: the encoder's weights (16, C, 3, 3)
@@ -46,7 +48,9 @@ def parts(model: nn.Module | Parts) -> Parts:
 
 
 @torch.no_grad()
-def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> Iterable[tuple[slice, list[Tensor]]]:
+def feature_maps(
+    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
+) -> Iterable[tuple[slice, list[Tensor]]]:
     """What the core makes of images at one member's input while every other input is held at a fixed image, batch by batch.
 
     images (N, C, H, W), fixed (F, C, H, W), normalised floats. Yields the images' slice and, after each block, (F, B, C_k, H_k, W_k).
@@ -55,7 +59,9 @@ def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member
     if not 0 <= member < network.members:
         raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
     if len(images) < 2 or not len(fixed):
-        raise InvalidValue(f"a study wants two images or more and a fixed one, not {len(images)} and {len(fixed)}")
+        raise InvalidValue(
+            f"a study wants two images or more and a fixed one, not {len(images)} and {len(fixed)}"
+        )
     training = isinstance(model, nn.Module) and model.training
     try:
         if training:  # running statistics are to be used, not changed
@@ -66,13 +72,20 @@ def feature_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member
             model.train()
 
 
-def _maps(network: Parts, images: Tensor, fixed: Tensor, member: int) -> Iterable[tuple[slice, list[Tensor]]]:
-    others = sum(encode(fixed) for m, encode in enumerate(network.encode) if m != member)  # (F, 16, H, W), or 0 for one member
+def _maps(
+    network: Parts, images: Tensor, fixed: Tensor, member: int
+) -> Iterable[tuple[slice, list[Tensor]]]:
+    others = sum(
+        encode(fixed) for m, encode in enumerate(network.encode) if m != member
+    )  # (F, 16, H, W), or 0 for one member
     rows = max(1, ROWS // len(fixed))
     for start in range(0, len(images), rows):
         chosen = slice(start, min(start + rows, len(images)))
         own = network.encode[member](images[chosen])
-        x = (own[None] + (others[:, None] if network.members > 1 else own.new_zeros(len(fixed), 1, 1, 1, 1))).flatten(0, 1)
+        x = (
+            own[None]
+            + (others[:, None] if network.members > 1 else own.new_zeros(len(fixed), 1, 1, 1, 1))
+        ).flatten(0, 1)
         maps = []
         for block in network.blocks:
             x = block(x)

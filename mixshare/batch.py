@@ -19,7 +19,9 @@ class Batch:
     labels: Tensor  # (M, B) int64
     masks: Tensor  # (M, B, 1, H, W) float32
     partner_labels: Tensor | None = None  # (M, B) int64, with pixel CutMix
-    own_share: Tensor | None = None  # (M, B) float32: what `labels` hold of the visible region, the partner has the rest
+    own_share: Tensor | None = (
+        None  # (M, B) float32: what `labels` hold of the visible region, the partner has the rest
+    )
 
 
 class Batches:
@@ -29,7 +31,9 @@ class Batches:
         padding = config.crop_padding
         self.config, self.labels = config, data.train_labels
         self.height, self.width, _ = data.shape
-        self.padded = F.pad(data.train_images, (0, 0, padding, padding, padding, padding))  # (N, H + 2p, W + 2p, C), zeros
+        self.padded = F.pad(
+            data.train_images, (0, 0, padding, padding, padding, padding)
+        )  # (N, H + 2p, W + 2p, C), zeros
         self.normalise = Normalise(data)
 
     def __call__(self, draws: dict[str, Tensor]) -> Batch:
@@ -39,7 +43,9 @@ class Batches:
         if not self.config.pixel_cutmix:
             return Batch(self.normalise(images), labels, masks)
         partners, partner_labels = self._look_up(draws, "partner_")
-        foreign = mixing.inside(draws["partner_boxes"], self.height, self.width).unsqueeze(2)  # (M, B, 1, H, W)
+        foreign = mixing.inside(draws["partner_boxes"], self.height, self.width).unsqueeze(
+            2
+        )  # (M, B, 1, H, W)
         inputs = self.normalise(torch.where(foreign, partners, images))
         visible = masks.sum(dim=(2, 3, 4)).clamp_min(1e-12)
         own_share = 1 - (masks * foreign).sum(dim=(2, 3, 4)) / visible
@@ -51,17 +57,26 @@ class Batches:
         if self.config.mix != "cutmix":
             return linear
         cut = mixing.cutmix_masks(draws["boxes"], draws["order"], self.height, self.width)
-        return torch.where(draws["cut"], cut, linear)  # chosen on the device, so that a step never waits for the host
+        return torch.where(
+            draws["cut"], cut, linear
+        )  # chosen on the device, so that a step never waits for the host
 
     def _look_up(self, draws: dict[str, Tensor], who: str) -> tuple[Tensor, Tensor]:
         rows = draws[f"{who}rows"]
         images = crop(
-            self.padded, rows.flatten(), draws[f"{who}offsets"].flatten(0, 1), draws[f"{who}flips"].flatten(), self.height, self.width
+            self.padded,
+            rows.flatten(),
+            draws[f"{who}offsets"].flatten(0, 1),
+            draws[f"{who}flips"].flatten(),
+            self.height,
+            self.width,
         )
         return images.unflatten(0, rows.shape), self.labels[rows]
 
 
-def crop(padded: Tensor, rows: Tensor, offsets: Tensor, flips: Tensor, height: int, width: int) -> Tensor:
+def crop(
+    padded: Tensor, rows: Tensor, offsets: Tensor, flips: Tensor, height: int, width: int
+) -> Tensor:
     """Cut R windows out of padded images (N, H', W', C) uint8, one gather in all.
 
     rows (R,) int64; offsets (R, 2) int64, top and left; flips (R,) bool, left to right. Returns (R, C, H, W) uint8.
@@ -70,8 +85,15 @@ def crop(padded: Tensor, rows: Tensor, offsets: Tensor, flips: Tensor, height: i
     x = torch.arange(width, device=rows.device)
     x = torch.where(flips[:, None], width - 1 - x, x) + offsets[:, 1:]  # (R, W)
     y = torch.arange(height, device=rows.device) + offsets[:, :1]  # (R, H)
-    pixel = ((rows[:, None] * tall + y)[:, :, None] * wide + x[:, None, :]).flatten()  # (R * H * W,)
-    return padded.view(-1, channels).index_select(0, pixel).view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+    pixel = (
+        (rows[:, None] * tall + y)[:, :, None] * wide + x[:, None, :]
+    ).flatten()  # (R * H * W,)
+    return (
+        padded.view(-1, channels)
+        .index_select(0, pixel)
+        .view(len(rows), height, width, channels)
+        .permute(0, 3, 1, 2)
+    )
 
 
 class Normalise:

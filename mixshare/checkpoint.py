@@ -49,4 +49,7 @@ def _unpack(path: Path) -> dict[str, Any]:
     content = outer["content"].numpy().tobytes()
     if digest_of(content) != outer["digest"]:
         raise ValueError("the digest does not fit")
-    return {"format": FORMAT, **torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)}
+    return {
+        "format": FORMAT,
+        **torch.load(io.BytesIO(content), map_location="cpu", weights_only=True),
+    }

@@ -22,8 +22,12 @@ DPI = 160  # of a state: sharp on a screen, where an inch of it is 100 pixels wi
 class Explorer:
     """A picture that follows its controls: a chapter's cell that ends with one shows it."""
 
-    draw: Callable[..., tuple[Figure, str]]  # a choice of every control, in order -> the picture, and what it says in a sentence
-    controls: dict[str, Sequence[Any]]  # what can be chosen by which name: whole numbers, evenly apart, are a slider, words a list
+    draw: Callable[
+        ..., tuple[Figure, str]
+    ]  # a choice of every control, in order -> the picture, and what it says in a sentence
+    controls: dict[
+        str, Sequence[Any]
+    ]  # what can be chosen by which name: whole numbers, evenly apart, are a slider, words a list
     start: tuple[Any, ...]  # the choice that is shown first
 
     def states(self) -> Iterator[tuple[tuple[Any, ...], bytes, str]]:
@@ -40,9 +44,13 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """What Jupyter shows: the controls where somebody can move them, and for everybody else the plain picture."""
         picture, told = self.state(self.start)
-        width = round(int.from_bytes(picture[16:20]) * 100 / DPI)  # a PNG says there how many pixels it is wide
+        width = round(
+            int.from_bytes(picture[16:20]) * 100 / DPI
+        )  # a PNG says there how many pixels it is wide
         bundle = {"image/png": base64.b64encode(picture).decode(), "text/plain": told}
-        return (self.live()._repr_mimebundle_() if in_jupyter() else {}) | bundle, {"image/png": {"width": width}}
+        return (self.live()._repr_mimebundle_() if in_jupyter() else {}) | bundle, {
+            "image/png": {"width": width}
+        }
 
     def live(self) -> Any:
         """The controls as widgets, above the picture, which is drawn anew when one is moved."""
@@ -52,12 +60,27 @@ class Explorer:
         def show(**chosen: Any) -> None:
             """The picture of what is chosen."""
             picture, told = self.state(tuple(chosen.values()))
-            source, words = f"data:image/png;base64,{base64.b64encode(picture).decode()}", escape(told)
-            display(HTML(f'<figure><img src="{source}" alt="{words}" style="max-width: 100%"><figcaption>{words}</figcaption></figure>'))
+            source, words = (
+                f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+                escape(told),
+            )
+            display(
+                HTML(
+                    f'<figure><img src="{source}" alt="{words}" style="max-width: 100%"><figcaption>{words}</figcaption></figure>'
+                )
+            )
 
         known: dict[str, Any] = {"style": {"description_width": "initial"}}
         controls = {
-            name: ipywidgets.IntSlider(first, options[0], options[-1], _step(options), description=name, continuous_update=False, **known)
+            name: ipywidgets.IntSlider(
+                first,
+                options[0],
+                options[-1],
+                _step(options),
+                description=name,
+                continuous_update=False,
+                **known,
+            )
             if _is_slider(options)
             else ipywidgets.Dropdown(options=options, value=first, description=name, **known)
             for (name, options), first in zip(self.controls.items(), self.start, strict=True)
@@ -74,10 +97,17 @@ class Explorer:
         states = {}
         for number, (choice, picture, told) in enumerate(self.states()):
             (folder / f"{number}.png").write_bytes(picture)
-            states[", ".join(map(str, choice))] = {"src": f"{address}/{number}.png", "alt": f"{alt}. {told}", "told": told}
+            states[", ".join(map(str, choice))] = {
+                "src": f"{address}/{number}.png",
+                "alt": f"{alt}. {told}",
+                "told": told,
+            }
         first = states[", ".join(map(str, self.start))]
         data = json.dumps(states).replace("<", r"\u003c")  # which would end the script
-        controls = "".join(_control(*each) for each in zip(self.controls, self.controls.values(), self.start, strict=True))
+        controls = "".join(
+            _control(*each)
+            for each in zip(self.controls, self.controls.values(), self.start, strict=True)
+        )
         return (
             f'<div class="explore"><form hidden autocomplete="off">{controls}</form>'
             f'<script type="application/json">{data}</script>'
@@ -99,5 +129,8 @@ def _control(name: str, options: Sequence[Any], first: Any) -> str:
     if _is_slider(options):
         span = f'min="{options[0]}" max="{options[-1]}" step="{_step(options)}" value="{first}"'
         return f'<label>{escape(name)} <input type="range" name="{escape(name)}" {span}> <output>{first}</output></label>'
-    listed = "".join(f"<option{' selected' * (option == first)}>{escape(str(option))}</option>" for option in options)
+    listed = "".join(
+        f"<option{' selected' * (option == first)}>{escape(str(option))}</option>"
+        for option in options
+    )
     return f'<label>{escape(name)} <select name="{escape(name)}">{listed}</select></label>'

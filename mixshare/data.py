@@ -45,7 +45,10 @@ class Data:
         """Mean and standard deviation of each channel over the train images, on the 0..1 scale: two (C,) float32 tensors."""
         levels = torch.arange(256, dtype=torch.float64) / 255
         shares = torch.stack(
-            [torch.bincount(channel.flatten().cpu().int(), minlength=256).double() for channel in self.train_images.unbind(-1)]
+            [
+                torch.bincount(channel.flatten().cpu().int(), minlength=256).double()
+                for channel in self.train_images.unbind(-1)
+            ]
         )
         shares /= shares.sum(dim=1, keepdim=True)
         mean = shares @ levels
@@ -86,11 +89,16 @@ def load_data(name: str) -> Data:
     return data
 
 
-def _canonical(name: str, train_images, train_labels, test_images, test_labels, class_names) -> Data:
+def _canonical(
+    name: str, train_images, train_labels, test_images, test_labels, class_names
+) -> Data:
     splits, digests = [], []
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         images, labels = np.ascontiguousarray(images), np.asarray(labels, np.int64)
-        rows = [hashlib.sha256(image.tobytes() + label.tobytes()).digest() for image, label in zip(images, labels, strict=True)]
+        rows = [
+            hashlib.sha256(image.tobytes() + label.tobytes()).digest()
+            for image, label in zip(images, labels, strict=True)
+        ]
         order = np.array(sorted(range(len(rows)), key=rows.__getitem__))
         splits += [torch.from_numpy(images[order]), torch.from_numpy(labels[order])]
         digests.append(digest_of(str(images.shape).encode(), *sorted(rows)).encode())
@@ -104,35 +112,57 @@ def _digits(train: int = 1297, test: int = 500) -> tuple:
 
     digits = load_digits()
     rows = np.arange(len(digits.target))
-    chosen = train_test_split(rows, train_size=train, test_size=test, stratify=digits.target, random_state=0)
+    chosen = train_test_split(
+        rows, train_size=train, test_size=test, stratify=digits.target, random_state=0
+    )
     levels = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)
-    large = torch.nn.functional.interpolate(levels, size=(16, 16), mode="bilinear", align_corners=False)
+    large = torch.nn.functional.interpolate(
+        levels, size=(16, 16), mode="bilinear", align_corners=False
+    )
     images = large.round().byte().permute(0, 2, 3, 1).numpy()
-    return images[chosen[0]], digits.target[chosen[0]], images[chosen[1]], digits.target[chosen[1]], digits.target_names
+    return (
+        images[chosen[0]],
+        digits.target[chosen[0]],
+        images[chosen[1]],
+        digits.target[chosen[1]],
+        digits.target_names,
+    )
 
 
-BUILT_IN: dict[str, Callable[[], tuple]] = {"digits": _digits, "digits-few": lambda: _digits(train=300, test=100)}
+BUILT_IN: dict[str, Callable[[], tuple]] = {
+    "digits": _digits,
+    "digits-few": lambda: _digits(train=300, test=100),
+}
 
 
 def _read_archive(path: Path) -> tuple:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # NumPy leaves a damaged file open
+        with (
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):  # NumPy leaves a damaged file open
             missing = [key for key in KEYS if key not in archive]
             arrays = () if missing else tuple(archive[key] for key in KEYS)
             if not all(isinstance(array, np.ndarray) for array in arrays):
                 raise TypeError("a member is no NumPy array")
     except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error for files that are not what they seem
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileProblem(f"{shown(path)} is damaged or no .npz archive ({reason}); get it again") from error
+        raise FileProblem(
+            f"{shown(path)} is damaged or no .npz archive ({reason}); get it again"
+        ) from error
     if missing:
-        raise FileProblem(f"{shown(path)} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}")
+        raise FileProblem(
+            f"{shown(path)} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}"
+        )
     return arrays
 
 
 def _torchvision(name: str) -> tuple:
     import torchvision
 
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
+        name
+    ]
     folder = data_folder()
     try:
         train, test = (kind(folder, train=train, download=True) for train in (True, False))
@@ -147,15 +177,31 @@ def _torchvision(name: str) -> tuple:
 def _check(source: str, train_images, train_labels, test_images, test_labels, class_names) -> None:
     """Raises OSError for anything but uint8 images (N, H, W, 1 or 3), H and W divisible by 4, with labels of named classes."""
     if np.ndim(class_names) != 1 or not len(class_names):
-        raise FileProblem(f"{source}: class_names have shape {np.shape(class_names)}; wanted is a list of names")
-    for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
+        raise FileProblem(
+            f"{source}: class_names have shape {np.shape(class_names)}; wanted is a list of names"
+        )
+    for split, images, labels in (
+        ("train", train_images, train_labels),
+        ("test", test_images, test_labels),
+    ):
         labels = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise FileProblem(f"{source}: {split}_images are {images.dtype} {images.shape}; wanted are uint8 (rows, height, width, 1 or 3)")
-        if images.shape[1:] != train_images.shape[1:] or images.shape[1] % 4 or images.shape[2] % 4 or not images.size:
-            raise FileProblem(f"{source}: {split}_images are {images.shape}; wanted is one size for all, height and width divisible by 4")
+            raise FileProblem(
+                f"{source}: {split}_images are {images.dtype} {images.shape}; wanted are uint8 (rows, height, width, 1 or 3)"
+            )
+        if (
+            images.shape[1:] != train_images.shape[1:]
+            or images.shape[1] % 4
+            or images.shape[2] % 4
+            or not images.size
+        ):
+            raise FileProblem(
+                f"{source}: {split}_images are {images.shape}; wanted is one size for all, height and width divisible by 4"
+            )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise FileProblem(f"{source}: {split}_labels are {labels.dtype} {labels.shape}; wanted are {len(images)} whole numbers")
+            raise FileProblem(
+                f"{source}: {split}_labels are {labels.dtype} {labels.shape}; wanted are {len(images)} whole numbers"
+            )
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise FileProblem(
                 f"{source}: {split}_labels run from {labels.min()} to {labels.max()}; with {len(class_names)} class_names possible are 0 to {len(class_names) - 1}"

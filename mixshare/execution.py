@@ -21,7 +21,11 @@ def choose_device(config: RunConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
     if (device.index or 0) >= there:
         raise InvalidValue(
             f"device '{config.device}' is not on this machine, which has {torch.cuda.device_count()} CUDA devices; possible is 'auto' or 'cpu'"
@@ -58,11 +62,16 @@ def execution(config: RunConfig, device: torch.device) -> Iterator[None]:
         cudnn.benchmark,
     )
     try:
-        uninitialised.fill_uninitialized_memory = False  # nothing is read before it is written, and filling costs time
+        uninitialised.fill_uninitialized_memory = (
+            False  # nothing is read before it is written, and filling costs time
+        )
         torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(config.deterministic)
         torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32, cudnn.benchmark = False, device.type == "cuda" and not config.deterministic
+        cudnn.allow_tf32, cudnn.benchmark = (
+            False,
+            device.type == "cuda" and not config.deterministic,
+        )
         yield
     finally:
         uninitialised.fill_uninitialized_memory = before[0]

@@ -43,13 +43,18 @@ def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
     the larger by the smaller (1: equal). NaN for one member.
     """
     cosine, ratio = kernel_alignment(model)
-    return {"kernel_cosine": cosine.mean().item(), "kernel_norm_ratio": ratio.log().abs().mean().exp().item()}
+    return {
+        "kernel_cosine": cosine.mean().item(),
+        "kernel_norm_ratio": ratio.log().abs().mean().exp().item(),
+    }
 
 
 # Core (appendix D)
 
 
-def block_importance(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
+def block_importance(
+    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
+) -> list[Tensor]:
     """Importance of each feature map for a member: Mean over H, W of Var over the images, the other inputs held at `fixed` (appendix D).
 
     images (N, C, H, W) and fixed (C, H, W), normalised floats -> a (C_k,) float64 tensor for each block k; with several fixed inputs
@@ -100,26 +105,42 @@ def resamples(images: int, fixed: int, replicates: int, seed: int = 0) -> tuple[
 
 
 def bootstrap_importance(
-    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int, replicates: int = 200, seed: int = 0
+    model: nn.Module | Parts,
+    images: Tensor,
+    fixed: Tensor,
+    member: int,
+    replicates: int = 200,
+    seed: int = 0,
 ) -> list[Tensor]:
     """`block_importance` averaged over the fixed inputs, for the sample itself and for bootstrap samples of images and fixed inputs.
 
     Every sample weighs images by how often it drew them; only weighted sums are kept, so this streams too. The same `seed` draws the
     same samples whatever the member, the network and the device. Returns (1 + replicates, C_k) float64 for each block, the estimate first.
     """
-    weights, counts = (drawn.to(images.device) for drawn in resamples(len(images), len(fixed), replicates, seed))
+    weights, counts = (
+        drawn.to(images.device) for drawn in resamples(len(images), len(fixed), replicates, seed)
+    )
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
     for chosen, maps in feature_maps(model, images, fixed, member):
         drawn = weights[:, chosen]
         # squares around the first batch's mean lose no digits
-        sums = sums or [(features.double().mean(dim=1, keepdim=True), *_no_sums(features, len(drawn))) for features in maps]
+        sums = sums or [
+            (features.double().mean(dim=1, keepdim=True), *_no_sums(features, len(drawn)))
+            for features in maps
+        ]
         for features, (shift, first, second) in zip(maps, sums, strict=True):
             values = features.double() - shift  # (F, B, C_k, H_k, W_k)
-            first.flatten(2).baddbmm_(drawn.expand(len(fixed), -1, -1), values.flatten(2))  # in place: these sums are what takes time
-            second += drawn @ values.square().mean(dim=(3, 4))  # no more than the average over positions is asked of it
+            first.flatten(2).baddbmm_(
+                drawn.expand(len(fixed), -1, -1), values.flatten(2)
+            )  # in place: these sums are what takes time
+            second += drawn @ values.square().mean(
+                dim=(3, 4)
+            )  # no more than the average over positions is asked of it
     found = []
     for _, first, second in sums:
-        importance = (second - first.square().mean(dim=(3, 4)) / len(images)) / (len(images) - 1)  # (F, R, C_k)
+        importance = (second - first.square().mean(dim=(3, 4)) / len(images)) / (
+            len(images) - 1
+        )  # (F, R, C_k)
         found.append(torch.einsum("rf,frc->rc", counts / len(fixed), importance))
     return found
 
@@ -139,7 +160,9 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
     1 where both subnetworks lean on the same features alike, 0 where they share none.
     """
-    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(torch.finfo(a.dtype).tiny)
+    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(
+        torch.finfo(a.dtype).tiny
+    )
 
 
 def scale_free(a: Tensor, b: Tensor) -> Tensor:

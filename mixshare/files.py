@@ -65,11 +65,15 @@ def write(path: Path, writer: Callable[[Path], Any], hold: Callable[[], None] = 
         hold()  # after all that takes time
         os.replace(beside, path)
     except BaseException as error:  # a keyboard's interrupt too leaves nothing behind
-        with suppress(OSError):  # where the folder is gone, or can only be read by now, there is nothing to tidy up
+        with suppress(
+            OSError
+        ):  # where the folder is gone, or can only be read by now, there is nothing to tidy up
             beside.unlink()
         if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileProblem):
             # torch and safetensors report a full disk as RuntimeErrors of their own
-            raise FileProblem(f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS") from error
+            raise FileProblem(
+                f"can't write {shown(path)}: {reason(error)}; make room or rights there, or set MIXSHARE_OUTPUTS"
+            ) from error
         raise
 
 
@@ -101,7 +105,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise FileProblem(f"can't read {shown(path)}: {reason(error)}") from error
     except ValueError as error:
-        raise FileProblem(f"{shown(path)} is damaged ({error}); delete it, and the run makes it again") from error
+        raise FileProblem(
+            f"{shown(path)} is damaged ({error}); delete it, and the run makes it again"
+        ) from error
 
 
 @contextmanager
@@ -121,12 +127,16 @@ def only_one(path: Path, told: str) -> Iterator[Callable[[], None]]:
             print(told, flush=True)
             lease.acquire()
     except OSError as error:
-        raise FileProblem(f"can't write {folder}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS") from error
+        raise FileProblem(
+            f"can't write {folder}: {error.strerror or error}; make it writable, or set MIXSHARE_OUTPUTS"
+        ) from error
 
     def hold() -> None:
         """Raises OSError unless the lease is still this process's."""
         if not lease.is_lock_held_by_us:
-            raise FileProblem(f"{folder} was taken over by another process, or removed; this one stops, and nothing is lost")
+            raise FileProblem(
+                f"{folder} was taken over by another process, or removed; this one stops, and nothing is lost"
+            )
 
     try:
         yield hold
@@ -159,4 +169,6 @@ def digest_of(*parts: bytes) -> str:
 
 def reason(error: Exception) -> str:
     """An error's first line, without numbers and paths where it is the system's."""
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    )

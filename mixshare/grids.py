@@ -15,7 +15,14 @@ from mixshare.files import project_root, shown
 MOST_RUNS = 100_000
 EXAMPLE = "workflow/grids/width.yml shows the form"
 # What a grid's file may say, and of which type; the first three it must.
-KEYS = {"profile": str, "methods": list, "seeds": list, "vary": dict, "overrides": list, "baseline": str}
+KEYS = {
+    "profile": str,
+    "methods": list,
+    "seeds": list,
+    "vary": dict,
+    "overrides": list,
+    "baseline": str,
+}
 _KINDS = {str: "a name", list: "a list", dict: "a list of values for each field"}
 
 
@@ -38,8 +45,14 @@ class Grid:
     @property
     def varied(self) -> list[str]:
         """The fields in whose numbers the cells differ."""
-        names = dict.fromkeys(name for override in self.overrides for name in override if name not in EXECUTION)
-        return [name for name in names if all(type(override.get(name, 0)) in (int, float) for override in self.overrides)]
+        names = dict.fromkeys(
+            name for override in self.overrides for name in override if name not in EXECUTION
+        )
+        return [
+            name
+            for name in names
+            if all(type(override.get(name, 0)) in (int, float) for override in self.overrides)
+        ]
 
 
 def chosen(file: str, profile: str, methods: list[str], seeds: list[int], baseline: str) -> Grid:
@@ -63,10 +76,18 @@ def read(file: str | Path) -> Grid:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileProblem(f"can't read the grid {shown(path)}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date that is none
+        raise FileProblem(
+            f"can't read the grid {shown(path)}: {getattr(error, 'strerror', None) or 'it is no text'}"
+        ) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: such as a date that is none
         mark = getattr(error, "problem_mark", None)
-        raise InvalidValue(f"{shown(path)} is no YAML{f', see line {mark.line + 1}' if mark else ''}; {EXAMPLE}") from error
+        raise InvalidValue(
+            f"{shown(path)} is no YAML{f', see line {mark.line + 1}' if mark else ''}; {EXAMPLE}"
+        ) from error
     try:
         check_name("a grid's name", path.stem)
         found = _grid(content, path.stem)
@@ -83,11 +104,19 @@ def _grid(content: Any, name: str) -> Grid:
     for key in [*content, *list(KEYS)[:3]]:
         check_member("key", key, KEYS)
         if not isinstance(content.get(key), KEYS[key]):
-            raise InvalidType(f"{key} must be {_KINDS[KEYS[key]]}, not of type {type(content.get(key)).__name__}; {EXAMPLE}")
+            raise InvalidType(
+                f"{key} must be {_KINDS[KEYS[key]]}, not of type {type(content.get(key)).__name__}; {EXAMPLE}"
+            )
     vary, overrides = content.get("vary", {}), content.get("overrides", [{}])
-    if not all(isinstance(values, list) for values in vary.values()) or not all(isinstance(each, dict) for each in overrides):
-        raise InvalidType(f"vary has a list of values for each field, overrides is a list of fields with their values; {EXAMPLE}")
-    lengths = [len(values) for values in (content["methods"], content["seeds"], overrides, *vary.values())]
+    if not all(isinstance(values, list) for values in vary.values()) or not all(
+        isinstance(each, dict) for each in overrides
+    ):
+        raise InvalidType(
+            f"vary has a list of values for each field, overrides is a list of fields with their values; {EXAMPLE}"
+        )
+    lengths = [
+        len(values) for values in (content["methods"], content["seeds"], overrides, *vary.values())
+    ]
     if math.prod(lengths) > MOST_RUNS:
         raise InvalidValue(f"{math.prod(lengths):,} runs; possible are {MOST_RUNS:,} in one grid")
     varied = [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]

@@ -62,7 +62,10 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """The two of `evaluate`'s figures that every epoch has, in a tenth of its time: logits (M, N, K), labels (N,) int64."""
     logits, labels = logits.cpu().double(), labels.cpu()
     members = [accuracy(member, labels) for member in logits]
-    return {"accuracy_ensemble": accuracy(logits.mean(dim=0), labels), "accuracy_individual": sum(members) / len(members)}
+    return {
+        "accuracy_ensemble": accuracy(logits.mean(dim=0), labels),
+        "accuracy_individual": sum(members) / len(members),
+    }
 
 
 def _quality(log_probabilities: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -83,11 +86,19 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     logits, labels = logits.cpu().double(), labels.cpu()
     by_member = [_quality(member.log_softmax(dim=1), labels) for member in logits]
     ensemble = _quality(logits.mean(dim=0).log_softmax(dim=1), labels)
-    of_probabilities = _quality(logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits)), labels)
+    of_probabilities = _quality(
+        logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits)), labels
+    )
     predictions = logits.argmax(dim=2)
-    found: dict[str, Any] = {"accuracy_ensemble": ensemble["accuracy"], "top5_ensemble": ensemble["top5"]}
+    found: dict[str, Any] = {
+        "accuracy_ensemble": ensemble["accuracy"],
+        "top5_ensemble": ensemble["top5"],
+    }
     found |= {name: ensemble[name] for name in ("nll", "ece", "brier")}
     found |= {f"{name}_members": [quality[name] for quality in by_member] for name in ensemble}
     found["accuracy_individual"] = sum(found["accuracy_members"]) / len(by_member)
     found |= {f"{name}_probabilities": value for name, value in of_probabilities.items()}
-    return found | {"diversity": diversity(predictions, labels), "agreement": agreement(predictions)}
+    return found | {
+        "diversity": diversity(predictions, labels),
+        "agreement": agreement(predictions),
+    }

@@ -47,7 +47,11 @@ def mix(encodings: Tensor, masks: Tensor) -> Tensor:
 def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> Tensor:
     """Bring masks (M, B, 1, H, W) to a feature map's size, (M, B, 1, h, w), by "area" averaging or by taking the "nearest"."""
     flat = masks.flatten(0, 1)
-    small = F.adaptive_avg_pool2d(flat, size) if resize == "area" else F.interpolate(flat, size, mode="nearest-exact")
+    small = (
+        F.adaptive_avg_pool2d(flat, size)
+        if resize == "area"
+        else F.interpolate(flat, size, mode="nearest-exact")
+    )
     return small.unflatten(0, masks.shape[:2])
 
 

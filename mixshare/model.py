@@ -26,17 +26,27 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, stride=stride, padding=0 if stride > 1 else 1, bias=False)
+        self.conv2 = nn.Conv2d(
+            channels_out, channels_out, 3, stride=stride, padding=0 if stride > 1 else 1, bias=False
+        )
         same = channels_in == channels_out and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H / stride, W / stride)."""
-        hidden = self.conv1(F.relu(self.norm1(x), inplace=True))  # in place, as the sum: a fresh buffer comes from slow memory
+        hidden = self.conv1(
+            F.relu(self.norm1(x), inplace=True)
+        )  # in place, as the sum: a fresh buffer comes from slow memory
         hidden = F.relu(self.norm2(hidden), inplace=True)
         if self.stride > 1:
             hidden = F.pad(hidden, (0, 1, 0, 1))
-        return self.conv2(hidden).add_(self.shortcut(x))  # under autocast in half precision, whatever x is in
+        return self.conv2(hidden).add_(
+            self.shortcut(x)
+        )  # under autocast in half precision, whatever x is in
 
 
 class MimoWideResNet(nn.Module):
@@ -63,7 +73,12 @@ class MimoWideResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        for name, value in (("depth", depth), ("members", members), ("classes", classes), ("channels", channels)):
+        for name, value in (
+            ("depth", depth),
+            ("members", members),
+            ("classes", classes),
+            ("channels", channels),
+        ):
             check_range(name, typed(name, int, value), 1, 2**20, True, True)
         if depth < 10 or (depth - 4) % 6:
             raise InvalidValue(f"depth is {depth}; possible are 6n + 4: 10, 16, 22, 28 …")
@@ -72,12 +87,17 @@ class MimoWideResNet(nn.Module):
         check_member("unmix_resize", unmix_resize, mixing.RESIZES)
         self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
         sizes = [ENCODED, *(max(1, round(c * width)) for c in (16, 32, 64))]
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first, from everybody's generator
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw weights of their own first, from everybody's generator
             copies = 1 if tied else members
-            encoders = [nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(copies)]
+            encoders = [
+                nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(copies)
+            ]
             self.encoders = nn.ModuleList(encoders * (members // copies))
             self.blocks = nn.ModuleList(
-                _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6) for k, stride in enumerate((1, 2, 2))
+                _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6)
+                for k, stride in enumerate((1, 2, 2))
             )
             self.norm = nn.BatchNorm2d(sizes[-1])
             classifiers = [nn.Linear(sizes[-1], classes) for _ in range(copies)]
@@ -113,7 +133,9 @@ class MimoWideResNet(nn.Module):
         """
         self._check(inputs, masks, unmix)
         encodings = self.encode(inputs)
-        features = self.core(encodings.sum(dim=0) if masks is None else mixing.mix(encodings, masks))
+        features = self.core(
+            encodings.sum(dim=0) if masks is None else mixing.mix(encodings, masks)
+        )
         return self.classify(features, masks if unmix else None)
 
     def core(self, x: Tensor) -> Tensor:
@@ -128,11 +150,19 @@ class MimoWideResNet(nn.Module):
             pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
         else:
             pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        return torch.stack([classifier(x) for classifier, x in zip(self.classifiers, pooled, strict=True)])
+        return torch.stack(
+            [classifier(x) for classifier, x in zip(self.classifiers, pooled, strict=True)]
+        )
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
         channels = self.encoders[0].in_channels
-        if inputs.dim() != 5 or len(inputs) != self.members or inputs.shape[2] != channels or inputs.shape[3] % 4 or inputs.shape[4] % 4:
+        if (
+            inputs.dim() != 5
+            or len(inputs) != self.members
+            or inputs.shape[2] != channels
+            or inputs.shape[3] % 4
+            or inputs.shape[4] % 4
+        ):
             raise InvalidValue(
                 f"inputs have shape {tuple(inputs.shape)}; wanted is ({self.members}, batch, {channels}, height, width), both divisible by 4"
             )
@@ -140,12 +170,16 @@ class MimoWideResNet(nn.Module):
         if masks is not None and masks.shape != wanted:
             raise InvalidValue(f"masks have shape {tuple(masks.shape)}; wanted is {wanted}")
         if unmix and masks is None:
-            raise InvalidValue("unmix needs the masks that the inputs are mixed with; at inference there are none, and unmix=False")
+            raise InvalidValue(
+                "unmix needs the masks that the inputs are mixed with; at inference there are none, and unmix=False"
+            )
 
 
 def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.Sequential:
     first = ResidualBlock(channels_in, channels_out, stride)
-    return nn.Sequential(first, *(ResidualBlock(channels_out, channels_out, 1) for _ in range(count - 1)))
+    return nn.Sequential(
+        first, *(ResidualBlock(channels_out, channels_out, 1) for _ in range(count - 1))
+    )
 
 
 def _truncated_he_normal(weight: Tensor, generator: torch.Generator) -> None:

@@ -25,13 +25,19 @@ class Plan:
     offsets: Tensor  # (S, M, B, 2) int64: top and left corner of the crop in the padded image
     flips: Tensor  # (S, M, B) bool
     cut: Tensor  # (S,) bool: a cutmix batch; else the encodings are added, weighted by `ratios`
-    ratios: Tensor  # (S, M, B) float32: shares of the members in a batch that is not cut, summing to 1
+    ratios: (
+        Tensor  # (S, M, B) float32: shares of the members in a batch that is not cut, summing to 1
+    )
     order: Tensor  # (S, M) int64: the member behind all boxes, then those that get boxes 1 … M - 1, later ones on top
     boxes: Tensor  # (S, B, M - 1, 4) int64
-    partner_rows: Tensor | None = None  # pixel CutMix: (S, M, B) int64, and the same draws for the partner image
+    partner_rows: Tensor | None = (
+        None  # pixel CutMix: (S, M, B) int64, and the same draws for the partner image
+    )
     partner_offsets: Tensor | None = None
     partner_flips: Tensor | None = None
-    partner_boxes: Tensor | None = None  # (S, M, B, 4) int64: where the partner's pixels go; empty where there is no mixing
+    partner_boxes: Tensor | None = (
+        None  # (S, M, B, 4) int64: where the partner's pixels go; empty where there is no mixing
+    )
 
     def tensors(self) -> dict[str, Tensor]:
         """The draws by name, those that this run does not need left out."""
@@ -42,7 +48,10 @@ class Plan:
         """SHA-256 over all draws, the same on every machine."""
         digest = hashlib.sha256()
         for name, value in self.tensors().items():
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode() + value.contiguous().numpy().tobytes())
+            digest.update(
+                f"{name} {tuple(value.shape)} {value.dtype};".encode()
+                + value.contiguous().numpy().tobytes()
+            )
         return digest.hexdigest()
 
 
@@ -50,7 +59,9 @@ def steps_per_epoch(config: RunConfig, images: int) -> int:
     """Full batches in an epoch; a ragged last one is dropped. Raises ValueError where there is not even one."""
     distinct = config.batch_size // config.batch_repetition
     if images < distinct:
-        raise InvalidValue(f"a batch holds {distinct} different images, the training set only {images}; possible is a smaller batch_size")
+        raise InvalidValue(
+            f"a batch holds {distinct} different images, the training set only {images}; possible is a smaller batch_size"
+        )
     return images // distinct
 
 
@@ -89,7 +100,11 @@ class _Streams:
 
 def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: int) -> Plan:
     """All draws of `epoch`, counted from 0, for a training set of so many images of so many pixels."""
-    streams, steps, batch = _Streams(config, epoch), steps_per_epoch(config, images), config.batch_size
+    streams, steps, batch = (
+        _Streams(config, epoch),
+        steps_per_epoch(config, images),
+        config.batch_size,
+    )
     shape = (steps, config.members, batch)
     splits = _splits(streams, config, steps, batch)
     order = streams.order("roles", steps, config.members)
@@ -99,7 +114,9 @@ def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: i
         "cut": streams.uniform("cut", steps) < cutmix_probability(config, epoch),
         "order": order,
         "ratios": _ratios(splits, order, config).astype(np.float32),
-        "boxes": boxes(splits, streams.uniform("centres", steps, batch, config.members - 1, 2), height, width),
+        "boxes": boxes(
+            splits, streams.uniform("centres", steps, batch, config.members - 1, 2), height, width
+        ),
     }
     if config.pixel_cutmix:
         draws |= {
@@ -107,10 +124,14 @@ def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: i
             **_crops(streams, config, shape, "partner_"),
             "partner_boxes": _pixel_boxes(streams, shape, height, width),
         }
-    return Plan(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in draws.items()})
+    return Plan(
+        **{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in draws.items()}
+    )
 
 
-def _rows(streams: _Streams, config: RunConfig, images: int, shape: tuple[int, int, int]) -> np.ndarray:
+def _rows(
+    streams: _Streams, config: RunConfig, images: int, shape: tuple[int, int, int]
+) -> np.ndarray:
     """Which image each member gets in each row, (S, M, B).
 
     A batch holds its images b times over (batch repetition), and each member sees them in an order of its own, save in the first
@@ -121,17 +142,26 @@ def _rows(streams: _Streams, config: RunConfig, images: int, shape: tuple[int, i
     rows = streams.order("order", images)[: steps * distinct].reshape(steps, 1, distinct)
     rows = np.tile(rows, (1, members, config.batch_repetition))
     keys = streams.words("members", *shape)
-    common = np.argsort(keys[:, :1], axis=2, kind="stable")  # member 0's order is where all start from
+    common = np.argsort(
+        keys[:, :1], axis=2, kind="stable"
+    )  # member 0's order is where all start from
     rows = np.take_along_axis(rows, np.broadcast_to(common, rows.shape), axis=2)
     keys = np.concatenate([np.take_along_axis(keys[:, :1], common, axis=2), keys[:, 1:]], axis=1)
     repeated = int(config.input_repetition * batch + 1e-9)  # 0.3 * 10 is 2.999…
     own = np.argsort(keys[..., repeated:], axis=2, kind="stable")
-    return np.concatenate([rows[..., :repeated], np.take_along_axis(rows[..., repeated:], own, axis=2)], axis=2)
+    return np.concatenate(
+        [rows[..., :repeated], np.take_along_axis(rows[..., repeated:], own, axis=2)], axis=2
+    )
 
 
-def _crops(streams: _Streams, config: RunConfig, shape: tuple[int, ...], who: str) -> dict[str, np.ndarray]:
+def _crops(
+    streams: _Streams, config: RunConfig, shape: tuple[int, ...], who: str
+) -> dict[str, np.ndarray]:
     flips = streams.uniform(f"{who}flip", *shape) >= 0.5 if config.flip else np.zeros(shape, bool)
-    return {f"{who}offsets": streams.whole(f"{who}crop", 2 * config.crop_padding + 1, *shape, 2), f"{who}flips": flips}
+    return {
+        f"{who}offsets": streams.whole(f"{who}crop", 2 * config.crop_padding + 1, *shape, 2),
+        f"{who}flips": flips,
+    }
 
 
 def _splits(streams: _Streams, config: RunConfig, steps: int, batch: int) -> np.ndarray:
@@ -142,7 +172,9 @@ def _splits(streams: _Streams, config: RunConfig, steps: int, batch: int) -> np.
     """
     alpha = config.mix_alpha
     chain = [
-        np.partition(streams.uniform(f"split {k}", steps, batch, (k + 1) * alpha - 1), alpha - 1, axis=2)[..., alpha - 1]
+        np.partition(
+            streams.uniform(f"split {k}", steps, batch, (k + 1) * alpha - 1), alpha - 1, axis=2
+        )[..., alpha - 1]
         for k in range(1, config.members)
     ]
     return np.stack(chain, axis=2) if chain else np.zeros((steps, batch, 0))
@@ -178,5 +210,7 @@ def boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> n
 def _pixel_boxes(streams: _Streams, shape: tuple[int, ...], height: int, width: int) -> np.ndarray:
     """The usual MSDA: with probability 1/2, ratio from Beta(1, 1), the row's own image keeping the larger share (MixMo)."""
     ratio = streams.uniform("pixel ratio", *shape)
-    found = boxes(np.minimum(ratio, 1 - ratio), streams.uniform("pixel centres", *shape, 2), height, width)
+    found = boxes(
+        np.minimum(ratio, 1 - ratio), streams.uniform("pixel centres", *shape, 2), height, width
+    )
     return found * (streams.uniform("pixel", *shape) < 0.5)[..., None]

@@ -20,7 +20,9 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 
 
-def publish(profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None) -> None:
+def publish(
+    profile: str, methods: str | None = None, seeds: str | None = None, grid: str | None = None
+) -> None:
     """Copy a profile's finished runs, executed chapters, tables and figures to outputs/published, in place of what is there.
 
     methods and seeds as `targets.selection` takes them, where a profile was not run with all of them. What is there of a grid stays
@@ -34,12 +36,23 @@ def publish(profile: str, methods: str | None = None, seeds: str | None = None, 
     place = published_folder() / profile
     files = _files(profile, made)
     if grid:
-        files = [path for path in files if path.name != "01_training.ipynb" and not _is_published(path)]
-    kept = [path for working, path in _earlier(profile, of_grids=not grid).items() if working not in files]
-    copies = {place / path.relative_to(outputs_folder() / profile): path for path in _most(files, MOST_BYTES - _size(kept))}
+        files = [
+            path for path in files if path.name != "01_training.ipynb" and not _is_published(path)
+        ]
+    kept = [
+        path
+        for working, path in _earlier(profile, of_grids=not grid).items()
+        if working not in files
+    ]
+    copies = {
+        place / path.relative_to(outputs_folder() / profile): path
+        for path in _most(files, MOST_BYTES - _size(kept))
+    }
     size = _size([*copies.values(), *kept])
     if size > MOST_BYTES:
-        raise FileProblem(f"{size / 1e6:.0f} MB to publish for {profile}; possible are {MOST_BYTES / 1e6:.0f} MB")
+        raise FileProblem(
+            f"{size / 1e6:.0f} MB to publish for {profile}; possible are {MOST_BYTES / 1e6:.0f} MB"
+        )
     for path in copies.values():
         _refuse_private(path)
     beside = place.with_name(f".{profile}.tmp")
@@ -63,13 +76,21 @@ def _earlier(profile: str, of_grids: bool) -> dict[Path, Path]:
     there = (path for path in (published_folder() / profile).rglob("*") if path.is_file())
     found = {outputs_folder() / path.relative_to(published_folder()): path for path in there}
     parts = {part for grid in _grids(profile) for target in grid for part in _parts(target)}
-    return {working: path for working, path in found.items() if not of_grids or parts & {working, working.parent}}
+    return {
+        working: path
+        for working, path in found.items()
+        if not of_grids or parts & {working, working.parent}
+    }
 
 
 def _grids(profile: str) -> list[list[Target]]:
     """What belongs to each of the profile's grids that lie with the workflow."""
     files = sorted((project_root() / "workflow" / "grids").glob("*.yml"))
-    return [[_light(target) for target in targets.grid_of(str(file))] for file in files if grids.read(file).profile == profile]
+    return [
+        [_light(target) for target in targets.grid_of(str(file))]
+        for file in files
+        if grids.read(file).profile == profile
+    ]
 
 
 def _parts(target: Target) -> list[Path]:
@@ -78,7 +99,11 @@ def _parts(target: Target) -> list[Path]:
 
 def _light(target: Target) -> Target:
     """A run of a grid, without its chapter and weights."""
-    return Target(target.output.with_name("metrics.json"), config=target.config) if target.config else target
+    return (
+        Target(target.output.with_name("metrics.json"), config=target.config)
+        if target.config
+        else target
+    )
 
 
 def batch(profile: str, methods: str | None = None, seeds: str | None = None) -> list[Target]:
@@ -88,18 +113,27 @@ def batch(profile: str, methods: str | None = None, seeds: str | None = None) ->
     everything, more = targets.studies(profile), [targets.speed(profile), *_grids(profile)]
     whole = all(target.is_done() for target in everything) and not (methods or seeds)
     found = everything if whole else targets.results(profile, *targets.selection(methods, seeds))
-    return [*found, *(target for each in more if all(part.is_done() for part in each) for target in each)]
+    return [
+        *found,
+        *(target for each in more if all(part.is_done() for part in each) for target in each),
+    ]
 
 
 def _files(profile: str, made: Sequence[Target]) -> list[Path]:
     found: list[Path] = []
     for target in made:
         if not target.is_done():
-            raise FileProblem(f"{shown(target.output)} is not done, or not made from what is here now; make reproduce PROFILE={profile}")
+            raise FileProblem(
+                f"{shown(target.output)} is not done, or not made from what is here now; make reproduce PROFILE={profile}"
+            )
         found += [target.output, *target.writes]
         if target.config:
             _refuse_uncommitted(runs.Run(target.config, target.output.parent))
-            names = runs.RUN_FILES if target.chapter else [name for name in runs.RUN_FILES if name != "weights.safetensors"]
+            names = (
+                runs.RUN_FILES
+                if target.chapter
+                else [name for name in runs.RUN_FILES if name != "weights.safetensors"]
+            )
             found += [target.output.parent / name for name in names]
     return list(dict.fromkeys(found))
 
@@ -109,13 +143,31 @@ def _most(files: Sequence[Path], room: int) -> list[Path]:
 
     Answers go first, since weights and images give them again.
     """
-    first = min((path.parent.name for path in files if path.name in runs.LARGE_FILES), key=lambda name: int(name[5:]), default="")
+    first = min(
+        (path.parent.name for path in files if path.name in runs.LARGE_FILES),
+        key=lambda name: int(name[5:]),
+        default="",
+    )
     choices = []
-    for some in product((0, 1, 2), repeat=len(runs.LARGE_FILES)):  # of each kind all, the first seed's, none
+    for some in product(
+        (0, 1, 2), repeat=len(runs.LARGE_FILES)
+    ):  # of each kind all, the first seed's, none
         left = dict(zip(runs.LARGE_FILES, some, strict=True))
-        choices.append([path for path in files if left.get(path.name, 0) < (2 if path.parent.name == first else 1)])
+        choices.append(
+            [
+                path
+                for path in files
+                if left.get(path.name, 0) < (2 if path.parent.name == first else 1)
+            ]
+        )
     fitting = [choice for choice in choices if _size(choice) <= room] or [min(choices, key=_size)]
-    return max(fitting, key=lambda choice: ([path.name for path in choice].count("weights.safetensors"), _size(choice)))
+    return max(
+        fitting,
+        key=lambda choice: (
+            [path.name for path in choice].count("weights.safetensors"),
+            _size(choice),
+        ),
+    )
 
 
 def _size(files: Sequence[Path]) -> int:
@@ -125,7 +177,9 @@ def _size(files: Sequence[Path]) -> int:
 def _refuse_uncommitted(run: runs.Run) -> None:
     made_by = run.metrics["provenance"]
     if not made_by["git_clean"]:
-        raise FileProblem(f"{shown(run.folder)} was made by code that is in no commit; commit, then make reproduce FRESH=1")
+        raise FileProblem(
+            f"{shown(run.folder)} was made by code that is in no commit; commit, then make reproduce FRESH=1"
+        )
 
 
 def private_words() -> list[str]:
@@ -139,7 +193,9 @@ def _refuse_private(path: Path) -> None:
     content = path.read_bytes()
     for word in private_words():
         if word.encode() in content:
-            raise FileProblem(f"{shown(path)} holds {word!r}, which names this machine; it can't be published")
+            raise FileProblem(
+                f"{shown(path)} holds {word!r}, which names this machine; it can't be published"
+            )
 
 
 def readme_table(profile: str, folder: Path, grid: str = "") -> str:
@@ -155,12 +211,19 @@ def write_readme_tables() -> None:
     def filled(marks: re.Match) -> str:
         """The marks with their table as it is now."""
         profile, _, grid = marks["name"].partition("/")
-        return MARKS[0].format(marks["name"]) + "\n" + readme_table(profile, published_folder() / profile, grid) + MARKS[1]
+        return (
+            MARKS[0].format(marks["name"])
+            + "\n"
+            + readme_table(profile, published_folder() / profile, grid)
+            + MARKS[1]
+        )
 
     form = re.escape(MARKS[0]).replace(r"\{\}", "(?P<name>[^ ]+)") + r"\n.*?" + re.escape(MARKS[1])
     text, found = re.subn(form, filled, path.read_text(encoding="utf-8"), flags=re.S)
     if not found:
-        raise FileProblem(f"{shown(path)} has lost the marks {MARKS[0].format('digits')} and {MARKS[1]} around its tables")
+        raise FileProblem(
+            f"{shown(path)} has lost the marks {MARKS[0].format('digits')} and {MARKS[1]} around its tables"
+        )
     write_text(path, text)
 
 

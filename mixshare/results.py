@@ -20,7 +20,15 @@ from mixshare.files import write_text
 from mixshare.metrics import evaluate
 from mixshare.plan import steps_per_epoch
 
-FIGURES = ("accuracy_ensemble", "accuracy_individual", "nll", "ece", "brier", "agreement", "diversity")
+FIGURES = (
+    "accuracy_ensemble",
+    "accuracy_individual",
+    "nll",
+    "ece",
+    "brier",
+    "agreement",
+    "diversity",
+)
 PERCENT = ("accuracy_ensemble", "accuracy_individual", "ece", "agreement")
 TITLES = {
     "accuracy_ensemble": "ensemble accuracy, %",
@@ -54,14 +62,22 @@ def collect(configs: Sequence[RunConfig], base: Path) -> Collection:
         if reason is None:
             found.runs.append(runs.Run(config, folder))
         else:
-            found.missing.append(f"{config.name} seed {config.seed}: {reason if folder.exists() else 'not trained'}")
+            found.missing.append(
+                f"{config.name} seed {config.seed}: {reason if folder.exists() else 'not trained'}"
+            )
     return found
 
 
 def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
     """One row a run: method, seed, and every figure, as fractions; NaN where a figure is not defined."""
-    rows = [{"method": run.config.name, "seed": str(run.config.seed)} | {name: run.metrics[name] for name in FIGURES} for run in finished]
-    return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
+    rows = [
+        {"method": run.config.name, "seed": str(run.config.seed)}
+        | {name: run.metrics[name] for name in FIGURES}
+        for run in finished
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype(
+        {name: float for name in FIGURES}
+    )
 
 
 def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
@@ -71,13 +87,18 @@ def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
         if run.config.method == "single" and run.has_logits:
             alike.setdefault(run.config.name, []).append(run)
     rows = [ensembled(chosen) for group in alike.values() for chosen in combinations(group, size)]
-    return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype({name: float for name in FIGURES})
+    return pd.DataFrame(rows, columns=["method", "seed", *FIGURES]).astype(
+        {name: float for name in FIGURES}
+    )
 
 
 def ensembled(members: Sequence[runs.Run]) -> dict[str, Any]:
     """Single networks of one configuration as one deep ensemble, their logits averaged: a row as `per_run` has them."""
     figures = evaluate(torch.cat([run.logits for run in members]), members[0].labels)
-    name, seeds = ensemble_name(members[0].config.name, len(members)), "+".join(str(run.config.seed) for run in members)
+    name, seeds = (
+        ensemble_name(members[0].config.name, len(members)),
+        "+".join(str(run.config.seed) for run in members),
+    )
     return {"method": name, "seed": seeds} | {figure: figures[figure] for figure in FIGURES}
 
 
@@ -115,10 +136,14 @@ def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -
         differences = (wide[base] - wide[other]).dropna() if base in wide and base != other else ()
         if len(differences) > 1:
             found.append((base, other, figure, *interval(differences), len(differences)))
-    return pd.DataFrame(found, columns=["method", "other", "figure", "difference", "low", "high", "n"])
+    return pd.DataFrame(
+        found, columns=["method", "other", "figure", "difference", "low", "high", "n"]
+    )
 
 
-def along(rows: pd.DataFrame, finished: Sequence[runs.Run], field: str, names: str = "method") -> pd.DataFrame:
+def along(
+    rows: pd.DataFrame, finished: Sequence[runs.Run], field: str, names: str = "method"
+) -> pd.DataFrame:
     """Rows whose column `names` names runs, with two columns more: the field's value, and `line`, the name without it."""
     value = {run.config.name.partition("+")[2]: getattr(run.config, field) for run in finished}
     parts = [name.split("+") for name in rows[names]]
@@ -134,7 +159,11 @@ def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) ->
     """
     first = {run.config.name: run for run in reversed(finished)}
     names = list(dict.fromkeys(run.config.name for run in finished))
-    table = pd.DataFrame([_cost(first[name]) for name in names], index=pd.Index(names, name="method"), columns=list(_COSTS))
+    table = pd.DataFrame(
+        [_cost(first[name]) for name in names],
+        index=pd.Index(names, name="method"),
+        columns=list(_COSTS),
+    )
     inputs = {name: _input(first[name]) for name in names}
     times = _latencies({name: first[name].model for name in names}, inputs, repeats)
     table["latency_ms"] = pd.Series(times, dtype=float)
@@ -151,7 +180,11 @@ def _cost(run: runs.Run) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(_input(run))
     steps = steps_per_epoch(config, run.metrics["provenance"]["train_images"])
-    values = sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2, steps * config.batch_size * config.epochs
+    values = (
+        sum(p.numel() for p in model.parameters()),
+        counter.get_total_flops() / 2,
+        steps * config.batch_size * config.epochs,
+    )
     return dict(zip(_COSTS, map(float, values)))
 
 
@@ -161,11 +194,15 @@ def _input(run: runs.Run) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _latencies(models: dict[str, torch.nn.Module], inputs: dict[str, torch.Tensor], repeats: int) -> dict[str, float]:
+def _latencies(
+    models: dict[str, torch.nn.Module], inputs: dict[str, torch.Tensor], repeats: int
+) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in models}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(repeats + 3):  # in turn, so that a drift of the machine meets all alike; the first three warm up
+    for _ in range(
+        repeats + 3
+    ):  # in turn, so that a drift of the machine meets all alike; the first three warm up
         for name, model in models.items():
             start = time.perf_counter()
             model(inputs[name])
@@ -184,7 +221,9 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] = tuple(TITLES)) -> pd
             shown[TITLES[name]] = [_mean_std(mean, std, digits) for mean, std in pairs]
         elif name in table:
             digits = 2 if name == "latency_ms" else 0
-            shown[TITLES[name]] = ["–" if pd.isna(value) else f"{value:,.{digits}f}" for value in table[name]]
+            shown[TITLES[name]] = [
+                "–" if pd.isna(value) else f"{value:,.{digits}f}" for value in table[name]
+            ]
     shown["n"] = table["n"].astype(int)
     return shown
 

@@ -24,13 +24,34 @@ from safetensors.torch import save as safetensors
 
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.errors import FileProblem
-from mixshare.files import free, json_text, only_one, outputs_folder, project_root, published_folder, read_json, sha256, shown
-from mixshare.files import write, write_text
+from mixshare.files import (
+    free,
+    json_text,
+    only_one,
+    outputs_folder,
+    project_root,
+    published_folder,
+    read_json,
+    sha256,
+    shown,
+    write,
+    write_text,
+)
 from mixshare.model import MimoWideResNet
 
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
-RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz", SUMS, "metrics.json")
-LARGE_FILES = ("test_logits.npz", "weights.safetensors")  # published for every seed only where they are small, the latter rather
+RUN_FILES = (
+    "config.json",
+    "history.csv",
+    "weights.safetensors",
+    "test_logits.npz",
+    SUMS,
+    "metrics.json",
+)
+LARGE_FILES = (
+    "test_logits.npz",
+    "weights.safetensors",
+)  # published for every seed only where they are small, the latter rather
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,10 @@ class Run:
     def model(self) -> MimoWideResNet:
         """The trained network on the processor, in evaluation mode."""
         weights = _read(self.folder / "weights.safetensors", load_file)
-        channels, classes = weights["encoders.0.weight"].shape[1], weights["classifiers.0.bias"].shape[0]
+        channels, classes = (
+            weights["encoders.0.weight"].shape[1],
+            weights["classifiers.0.bias"].shape[0],
+        )
         model = build_model(self.config, channels, classes)
         model.load_state_dict(weights)
         return model.eval()
@@ -121,7 +145,11 @@ def problem(config: RunConfig, folder: Path) -> str | None:
     """Why the run in `folder` is not a finished run of this configuration, in a line; None where it is."""
     if reason := foreign(config, folder):
         return reason
-    needed = [name for name in RUN_FILES if name not in LARGE_FILES or not folder.is_relative_to(published_folder())]
+    needed = [
+        name
+        for name in RUN_FILES
+        if name not in LARGE_FILES or not folder.is_relative_to(published_folder())
+    ]
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{shown(folder)} has no {', '.join(missing)}"
@@ -134,7 +162,11 @@ def problem(config: RunConfig, folder: Path) -> str | None:
         return str(error)
     except (KeyError, TypeError, AttributeError):
         whole = False
-    return None if whole else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
+    return (
+        None
+        if whole
+        else f"{shown(folder / 'metrics.json')} is damaged or of another run; delete it, and the run makes it again"
+    )
 
 
 _SUM = r"([0-9a-f]{64})  ([A-Za-z0-9_.]+)\n"  # a line of SHA256SUMS
@@ -150,20 +182,33 @@ def changed(folder: Path) -> str | None:
         return SUMS
     sums = {name: digest for _, digest, name in re.findall(f"({_SUM})", text)}
     there = (name for name in RUN_FILES if name != SUMS and (folder / name).is_file())
-    return next((name for name in there if sums.get(name) != sha256((folder / name).read_bytes())), None)
+    return next(
+        (name for name in there if sums.get(name) != sha256((folder / name).read_bytes())), None
+    )
 
 
 def foreign(config: RunConfig, folder: Path) -> str | None:
     """That `folder` holds a run of another configuration, and in which fields, in a line; None where it does not."""
     try:
-        there, here = COMMON | read_json(folder / "config.json"), config.to_dict()  # a field newer than the run had its default
+        there, here = (
+            COMMON | read_json(folder / "config.json"),
+            config.to_dict(),
+        )  # a field newer than the run had its default
         if fields_digest(there) == config.digest:
             return None
-        names = [name for name in {**here, **there} if name not in EXECUTION and there.get(name) != here.get(name)]
+        names = [
+            name
+            for name in {**here, **there}
+            if name not in EXECUTION and there.get(name) != here.get(name)
+        ]
     except (OSError, AttributeError, TypeError):  # none there, or one that says nothing
         return None
-    told = {name: name if name in here else reprlib.repr(name) for name in names}  # a damaged file may hold any name
-    differences = "; ".join(f"{told[name]} {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
+    told = {
+        name: name if name in here else reprlib.repr(name) for name in names
+    }  # a damaged file may hold any name
+    differences = "; ".join(
+        f"{told[name]} {there.get(name)!r} there, {here.get(name)!r} here" for name in names
+    )
     return f"{shown(folder)} holds a run of another configuration ({differences})"
 
 
@@ -180,7 +225,11 @@ def load(config: RunConfig) -> Run:
             return Run(config, folder)
         reasons.append(reason)
     damaged = run_folder(config).exists() or run_folder(config, published_folder()).exists()
-    detail = "; ".join(reasons) if damaged else f"neither {shown(run_folder(config))} nor a published one exists"
+    detail = (
+        "; ".join(reasons)
+        if damaged
+        else f"neither {shown(run_folder(config))} nor a published one exists"
+    )
     raise FileProblem(
         f"no finished run of {config.method}, seed {config.seed}, profile {config.profile}: {detail}; mixshare.train(config) makes it"
     )
@@ -193,7 +242,9 @@ def only_writer(config: RunConfig) -> Iterator[Callable[[], None]]:
     Yields the hold, as `files.only_one` does. Raises OSError where the folder can't be written.
     """
     folder = run_folder(config)
-    with only_one(folder / ".lease", f"waiting for the process that trains {shown(folder)} …") as hold:
+    with only_one(
+        folder / ".lease", f"waiting for the process that trains {shown(folder)} …"
+    ) as hold:
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield hold
@@ -211,7 +262,10 @@ def save(
     """Write a finished run, metrics.json last, and drop its checkpoint; each while its folder is held."""
     folder = run_folder(config)
     figures = json_text(metrics)  # first: nothing is written of what could not be written whole
-    weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
     write_text(folder / "config.json", json_text(config.to_dict()), hold)
     write_history(folder, history, hold)
     write(folder / "weights.safetensors", lambda path: path.write_bytes(safetensors(weights)), hold)
@@ -223,11 +277,21 @@ def save(
     return Run(config, folder)
 
 
-def write_sums(folder: Path, coming: dict[str, bytes] | None = None, hold: Callable[[], None] = free) -> None:
+def write_sums(
+    folder: Path, coming: dict[str, bytes] | None = None, hold: Callable[[], None] = free
+) -> None:
     """Write SHA256SUMS over a run's files as they lie there, those still `coming` by their content."""
-    names = [name for name in RUN_FILES if name != SUMS and ((folder / name).is_file() or name in (coming or {}))]
+    names = [
+        name
+        for name in RUN_FILES
+        if name != SUMS and ((folder / name).is_file() or name in (coming or {}))
+    ]
     contents = ((coming or {}).get(name) or (folder / name).read_bytes() for name in names)
-    write_text(folder / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in zip(names, contents)), hold)
+    write_text(
+        folder / SUMS,
+        "".join(f"{sha256(content)}  {name}\n" for name, content in zip(names, contents)),
+        hold,
+    )
 
 
 def write_history(folder: Path, history: list[dict], hold: Callable[[], None] = free) -> None:
@@ -238,7 +302,9 @@ def write_history(folder: Path, history: list[dict], hold: Callable[[], None] = 
 def save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
     """Write test_logits.npz: logits (M, N, classes) float16, labels (N,)."""
     with open(path, "wb") as file:
-        np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int32))
+        np.savez_compressed(
+            file, logits=logits.cpu().numpy(), labels=labels.cpu().numpy().astype(np.int32)
+        )
 
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
@@ -261,11 +327,19 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
 def code_version() -> dict[str, Any]:
     """The git commit of the checkout that runs, and whether its tracked files were as committed; None outside of one."""
     root = project_root()
-    if not (root / "pyproject.toml").is_file():  # installed somewhere; the current folder's repository is not ours
+    if not (
+        root / "pyproject.toml"
+    ).is_file():  # installed somewhere; the current folder's repository is not ours
         return {"git_commit": None, "git_clean": None}
     try:
         commit, status = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(root), *words],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
+            ).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

@@ -12,7 +12,14 @@ from mixshare.errors import InvalidValue
 from mixshare.features import resamples
 
 
-def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50, replicates: int = 0, seed: int = 0) -> Tensor:
+def cka(
+    model: nn.Module | Parts,
+    images: Tensor,
+    fixed: Tensor,
+    batch: int = 50,
+    replicates: int = 0,
+    seed: int = 0,
+) -> Tensor:
     """Linear CKA between f(x, d) and f(d, x) after each block, for the first two members: do they make the same features of x?
 
     Debiased and over mini-batches (Nguyen et al. 2021), which are what the bootstrap draws, beside the fixed inputs; so the images
@@ -20,7 +27,9 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
     tells no two images apart. Raises ValueError for fewer images than a batch.
     """
     if batch < 4 or parts(model).members < 2:
-        raise InvalidValue(f"CKA compares two members over batches of four images or more, not {parts(model).members} over {batch}")
+        raise InvalidValue(
+            f"CKA compares two members over batches of four images or more, not {parts(model).members} over {batch}"
+        )
     batches = images[: len(images) // batch * batch].split(batch)
     if len(images) < batch:
         raise InvalidValue(f"CKA wants at least one batch of {batch} images, not {len(images)}")
@@ -28,15 +37,23 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
     for some in batches:
         sides = (_whole_maps(model, some, fixed, member) for member in (0, 1))
         terms.append(torch.stack([_cka_terms(a, b) for a, b in zip(*sides, strict=True)]))
-    weights, counts = (drawn.to(images.device) for drawn in resamples(len(batches), len(fixed), replicates, seed))
+    weights, counts = (
+        drawn.to(images.device) for drawn in resamples(len(batches), len(fixed), replicates, seed)
+    )
     cross, left, right = torch.einsum("rn,rf,nkft->trk", weights, counts, torch.stack(terms))
-    known = (left > 0) & (right > 0)  # debiased, they are not where a block tells no two images apart
+    known = (left > 0) & (
+        right > 0
+    )  # debiased, they are not where a block tells no two images apart
     return torch.where(known, cross / (left * right).abs().sqrt(), torch.nan)
 
 
-def _whole_maps(model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
+def _whole_maps(
+    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
+) -> list[Tensor]:
     pieces = [maps for _, maps in feature_maps(model, images, fixed, member)]
-    return [torch.cat(block, dim=1).double().flatten(2) for block in zip(*pieces, strict=True)]  # (F, B, C_k * H_k * W_k)
+    return [
+        torch.cat(block, dim=1).double().flatten(2) for block in zip(*pieces, strict=True)
+    ]  # (F, B, C_k * H_k * W_k)
 
 
 def _cka_terms(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +72,12 @@ def _hsic(k: Tensor, m: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cross_talk(
-    model: nn.Module | Parts, images: Tensor, labels: Tensor, others: Tensor, replicates: int = 0, seed: int = 0
+    model: nn.Module | Parts,
+    images: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    replicates: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """How far each classifier is moved by the inputs that it is not to answer for.
 
@@ -64,16 +86,23 @@ def cross_talk(
     `moved`, how much of the variance of its logits comes with the other inputs rather than with its own, in [0, 1].
     """
     network = parts(model)
-    weights, counts = (drawn.to(images.device) for drawn in resamples(len(images), len(others), replicates, seed))
+    weights, counts = (
+        drawn.to(images.device) for drawn in resamples(len(images), len(others), replicates, seed)
+    )
     found: dict[str, list[Tensor]] = {"own": [], "swapped": [], "moved": []}
     for member in range(network.members):
-        logits = torch.cat([_heads(network, maps[-1]) for _, maps in feature_maps(model, images, others, member)], dim=2).double()
+        logits = torch.cat(
+            [_heads(network, maps[-1]) for _, maps in feature_maps(model, images, others, member)],
+            dim=2,
+        ).double()
         own, swapped = logits[member], logits[(member + 1) % network.members]  # (F, N, K)
         for name, answers in (("own", own), ("swapped", swapped)):
             right = (answers.argmax(dim=2) == labels).double()
             found[name].append(torch.einsum("rf,fn,rn->r", counts, right, weights) / right.numel())
         own = own - own.mean(dim=(0, 1))  # squares around the mean lose no digits
-        found["moved"].append(torch.stack([_moved(own, w, v) for w, v in zip(weights, counts, strict=True)]))
+        found["moved"].append(
+            torch.stack([_moved(own, w, v) for w, v in zip(weights, counts, strict=True)])
+        )
     return {name: torch.stack(values, dim=1) for name, values in found.items()}
 
 
@@ -89,8 +118,13 @@ def _moved(logits: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     would find less of the others' and more of the own.
     """
     images, others = weights / weights.sum(), counts / counts.sum()
-    kept_images, kept_others = ((1 - share.square().sum()).clamp_min(1e-12) for share in (images, others))
-    by_image, by_other = torch.einsum("f,fnk->nk", others, logits), torch.einsum("n,fnk->fk", images, logits)
+    kept_images, kept_others = (
+        (1 - share.square().sum()).clamp_min(1e-12) for share in (images, others)
+    )
+    by_image, by_other = (
+        torch.einsum("f,fnk->nk", others, logits),
+        torch.einsum("n,fnk->fk", images, logits),
+    )
     squares = others @ logits.square().sum(dim=2) @ images
     own = images @ by_image.square().sum(dim=1)
     grand = (images @ by_image).square().sum()

@@ -32,10 +32,21 @@ from mixshare.training import EVALUATION_ROWS, Training
 
 Stepper = Callable[[], None]  # does one training step
 WARM_UP = UNCAPTURED + 1  # steps before any is timed; a GPU's graph is captured in the last of them
-SHAPES = {"cifar100": (32, 3, 100), "digits": (16, 1, 10), "digits-few": (16, 1, 10)}  # side, channels, classes
-TESTED = EVALUATION_ROWS["cuda"]  # images of noise, as many as a GPU is given at once at an epoch's end
+SHAPES = {
+    "cifar100": (32, 3, 100),
+    "digits": (16, 1, 10),
+    "digits-few": (16, 1, 10),
+}  # side, channels, classes
+TESTED = EVALUATION_ROWS[
+    "cuda"
+]  # images of noise, as many as a GPU is given at once at an epoch's end
 # Sizes over which the growth of a step's time is looked at.
-GROWTH = {"width": (1, 2, 4), "members": (2, 4, 8), "batch_size": (32, 64, 128), "side": (16, 32, 64)}
+GROWTH = {
+    "width": (1, 2, 4),
+    "members": (2, 4, 8),
+    "batch_size": (32, 64, 128),
+    "side": (16, 32, 64),
+}
 # Where a step's time goes, by the names of torch's operators; the first that fits counts.
 KINDS = {
     "convolutions, backward": "convolution_backward|conv_backward",
@@ -50,9 +61,19 @@ def noise(dataset: str, images: int = 2048, side: int | None = None) -> Data:
     """Random images and labels of a data set's shape, or of another side, in pixels."""
     usual, channels, classes = SHAPES[dataset]
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, side or usual, side or usual, channels), generator=draw, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (images, side or usual, side or usual, channels), generator=draw, dtype=torch.uint8
+    )
     labels = torch.randint(0, classes, (images,), generator=draw)
-    return Data("noise", pixels, labels, pixels[:TESTED], labels[:TESTED], tuple(map(str, range(classes))), "")
+    return Data(
+        "noise",
+        pixels,
+        labels,
+        pixels[:TESTED],
+        labels[:TESTED],
+        tuple(map(str, range(classes))),
+        "",
+    )
 
 
 def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
@@ -64,7 +85,10 @@ def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
     def steps() -> Iterator[None]:
         """An endless training, at a rate at which noise does not diverge."""
         for epoch in count():
-            step.begin(plan_epoch(config, epoch, len(data.train_images), *data.shape[:2]), [1e-4] * training.steps)
+            step.begin(
+                plan_epoch(config, epoch, len(data.train_images), *data.shape[:2]),
+                [1e-4] * training.steps,
+            )
             for _ in range(training.steps):
                 step()
                 yield
@@ -82,9 +106,22 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
     from torch_uncertainty.transforms.batch import MIMOBatchFormat
 
     model = _MIMOWideResNet(
-        config.depth, int(config.width), data.shape[2], len(data.class_names), config.members, False, 0.0, style=ResNetStyle.CIFAR
+        config.depth,
+        int(config.width),
+        data.shape[2],
+        len(data.class_names),
+        config.members,
+        False,
+        0.0,
+        style=ResNetStyle.CIFAR,
     ).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, config.momentum, nesterov=config.momentum > 0, weight_decay=2 * config.l2)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        1e-4,
+        config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=2 * config.l2,
+    )
     arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
     loader = _loader(config, data, workers, pin_memory=device.type == "cuda")
 
@@ -93,8 +130,12 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
         model.train()
         while True:
             for batch in loader:
-                inputs, labels = arrange(tuple(part.to(device, non_blocking=True) for part in batch))
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                inputs, labels = arrange(
+                    tuple(part.to(device, non_blocking=True) for part in batch)
+                )
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+                ):
                     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -110,8 +151,14 @@ def _loader(config: RunConfig, data: Data, workers: int, pin_memory: bool) -> Da
 
     side, _, channels = data.shape
     flip = [v2.RandomHorizontalFlip()] if config.flip else []
-    as_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * channels, [0.25] * channels)]
-    transform = v2.Compose([v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats])
+    as_floats = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * channels, [0.25] * channels),
+    ]
+    transform = v2.Compose(
+        [v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip, *as_floats]
+    )
     return DataLoader(
         _Images(data, transform),
         config.batch_size // config.batch_repetition,
@@ -127,7 +174,11 @@ class _Images(Dataset):
     """Train images one by one, as a data loader's workers want them."""
 
     def __init__(self, data: Data, transform: Callable[[Tensor], Tensor]):
-        self.images, self.labels, self.transform = data.train_images.permute(0, 3, 1, 2), data.train_labels, transform
+        self.images, self.labels, self.transform = (
+            data.train_images.permute(0, 3, 1, 2),
+            data.train_labels,
+            transform,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,7 +200,9 @@ def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.Data
     """Seconds a step, each stepper's in turn in each of the rounds: a row a round, a column a stepper."""
     for step in steppers.values():
         _seconds(step, WARM_UP)
-    return pd.DataFrame([{name: _seconds(step, steps) for name, step in steppers.items()} for _ in range(rounds)])
+    return pd.DataFrame(
+        [{name: _seconds(step, steps) for name, step in steppers.items()} for _ in range(rounds)]
+    )
 
 
 def _seconds(step: Stepper, steps: int) -> float:
@@ -207,13 +260,21 @@ def where_time_goes(step: Stepper, steps: int, device: torch.device) -> pd.Serie
     for _ in range(WARM_UP):
         step()
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], acc_events=True) as found:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
+        acc_events=True,
+    ) as found:
         for _ in range(steps):
             step()
         _wait()
-    events = [event for event in found.key_averages() if not on_gpu or event.key.startswith("aten::")]  # else kernels count twice
+    events = [
+        event for event in found.key_averages() if not on_gpu or event.key.startswith("aten::")
+    ]  # else kernels count twice
     names = pd.Series([event.key.lower() for event in events])
-    times = pd.Series([event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events], dtype=float)
+    times = pd.Series(
+        [event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events],
+        dtype=float,
+    )
     kind = pd.Series("the rest", index=names.index)
     for name, pattern in reversed(KINDS.items()):
         kind[names.str.contains(pattern)] = name
@@ -224,8 +285,12 @@ def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataF
     """Seconds of a MixShare step on digits as `what` grows, all else as it is: a row a size, the median over the rounds."""
     steppers = {}
     for size in GROWTH[what]:
-        config = RunConfig.preset("digits", "mixshare", 1, **({} if what == "side" else {what: size}))
-        steppers[size] = stepper(config, noise("digits", side=size if what == "side" else None), device)
+        config = RunConfig.preset(
+            "digits", "mixshare", 1, **({} if what == "side" else {what: size})
+        )
+        steppers[size] = stepper(
+            config, noise("digits", side=size if what == "side" else None), device
+        )
     seconds = in_turn(steppers, rounds, steps).median()
     return pd.DataFrame({"what": what, "size": list(GROWTH[what]), "seconds": seconds.to_numpy()})
 
@@ -247,7 +312,9 @@ def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:
 
 def _peak(config: RunConfig, steps: int) -> int:
     device = choose_device(config)
-    images = noise(config.dataset, max(TESTED, steps * config.batch_size // config.batch_repetition))
+    images = noise(
+        config.dataset, max(TESTED, steps * config.batch_size // config.batch_repetition)
+    )
     with execution(config, device):
         training = Training(config, images.to(device), device)
         for _ in training.epoch(Step(training.model, training.optimizer, training.batches, config)):

@@ -23,7 +23,13 @@ class Step:
     epoch's end. On a GPU each run has a stream of its own, so that several small ones can fill it.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, config: RunConfig):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Batches,
+        config: RunConfig,
+    ):
         self.model, self.optimizer, self.batches, self.config = model, optimizer, batches, config
         self.device = batches.padded.device
         self.number = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -37,8 +43,14 @@ class Step:
         self.rates = iter(rates)
         self._main_waits()
         if not self.draws:
-            self.draws = {name: torch.empty_like(value, device=self.device) for name, value in plan.tensors().items()}
-            self.losses, self.place = torch.zeros(len(rates), device=self.device), torch.arange(len(rates), device=self.device)
+            self.draws = {
+                name: torch.empty_like(value, device=self.device)
+                for name, value in plan.tensors().items()
+            }
+            self.losses, self.place = (
+                torch.zeros(len(rates), device=self.device),
+                torch.arange(len(rates), device=self.device),
+            )
         for name, value in plan.tensors().items():
             self.draws[name].copy_(value)
         self.number.zero_()
@@ -71,12 +83,17 @@ class Step:
             group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
 
     def _step(self) -> None:
-        draws = {name: value.index_select(0, self.number).squeeze(0) for name, value in self.draws.items()}
+        draws = {
+            name: value.index_select(0, self.number).squeeze(0)
+            for name, value in self.draws.items()
+        }
         losses = member_losses(self.model, self.batches, self.config, draws)
         self.optimizer.zero_grad()
         losses.sum().backward()
         self.optimizer.step()
-        self.losses.copy_(torch.where(self.place == self.number, losses.detach().sum(), self.losses))
+        self.losses.copy_(
+            torch.where(self.place == self.number, losses.detach().sum(), self.losses)
+        )
         self.number += 1
 
     def _replay(self) -> None:
@@ -91,20 +108,28 @@ class Step:
         self.graph.replay()
 
 
-def member_losses(model: nn.Module, batches: Batches, config: RunConfig, draws: dict[str, Tensor]) -> Tensor:
+def member_losses(
+    model: nn.Module, batches: Batches, config: RunConfig, draws: dict[str, Tensor]
+) -> Tensor:
     """Each member's weighted cross-entropy, averaged over the rows: (M,); their sum is the training loss without its l2 term."""
     batch = batches(draws)
-    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    with torch.autocast(
+        batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+    ):
         logits = model(batch.inputs, batch.masks, unmix=config.unmix)
     losses = _cross_entropy(logits, batch.labels)
     if batch.partner_labels is not None:
-        losses = batch.own_share * losses + (1 - batch.own_share) * _cross_entropy(logits, batch.partner_labels)
+        losses = batch.own_share * losses + (1 - batch.own_share) * _cross_entropy(
+            logits, batch.partner_labels
+        )
     weights = mixing.loss_weights(mixing.mask_ratios(batch.masks), config.loss_root)
     return (weights * losses).mean(dim=1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(
+        labels.shape
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -121,7 +146,9 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
     on_gpu = parameters[0].is_cuda
     return torch.optim.SGD(
         parameters,
-        lr=torch.tensor(config.learning_rate, device=parameters[0].device) if on_gpu else config.learning_rate,  # a graph reads it there
+        lr=torch.tensor(config.learning_rate, device=parameters[0].device)
+        if on_gpu
+        else config.learning_rate,  # a graph reads it there
         momentum=config.momentum,
         nesterov=config.momentum > 0,
         weight_decay=2 * config.l2,
@@ -131,5 +158,13 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
 
 def learning_rate(config: RunConfig, epoch: int, step: int, steps: int) -> float:
     """The rate of a step, epoch and step counted from 0: linear warm-up, then times `decay` at each milestone (appendix A)."""
-    warm = min(1.0, (epoch * steps + step + 1) / (config.warmup_epochs * steps)) if config.warmup_epochs else 1.0
-    return config.learning_rate * warm * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
+    warm = (
+        min(1.0, (epoch * steps + step + 1) / (config.warmup_epochs * steps))
+        if config.warmup_epochs
+        else 1.0
+    )
+    return (
+        config.learning_rate
+        * warm
+        * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
+    )

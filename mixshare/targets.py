@@ -28,7 +28,9 @@ class Target:
     output: Path
     chapter: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
-    reads: tuple[Path, ...] = ()  # the metrics of the runs that a chapter is about, and its grid's file
+    reads: tuple[
+        Path, ...
+    ] = ()  # the metrics of the runs that a chapter is about, and its grid's file
     writes: tuple[Path, ...] = ()  # tables and figures
     config: RunConfig | None = None  # the run that it trains
     about: tuple[RunConfig, ...] = ()  # the runs that it looks at
@@ -42,7 +44,9 @@ class Target:
         """The time, memory and GPU that its job asks for."""
         if self.config:
             return needs.training_request(self.config, attempt)
-        return needs.study_request(self.about or [RunConfig.preset("paper")], attempt)  # chapter 06 times networks up to the paper's
+        return needs.study_request(
+            self.about or [RunConfig.preset("paper")], attempt
+        )  # chapter 06 times networks up to the paper's
 
     def is_done(self) -> bool:
         """Whether all of it is there, whole, and made from the present chapter, parameters, configuration and files."""
@@ -50,7 +54,13 @@ class Target:
             return False
         if not self.chapter:
             return True
-        return chapters.is_current(self.output, chapters.chapter_path(self.chapter), self.parameters, self.reads, self.writes)
+        return chapters.is_current(
+            self.output,
+            chapters.chapter_path(self.chapter),
+            self.parameters,
+            self.reads,
+            self.writes,
+        )
 
     def command(self) -> list[str]:
         """The words after `python -m mixshare` that make it."""
@@ -63,7 +73,9 @@ class Target:
         chapters.execute(self.chapter, self.output, self.parameters, self.reads, self.writes)
 
 
-def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
+def results(
+    profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Sequence[int] = DEFAULT_SEEDS
+) -> list[Target]:
     """The batch behind the table of results: a training chapter for each method and seed, then the chapters that read them all.
 
     Raises ValueError or TypeError, before anything is made, for what can't be trained.
@@ -72,8 +84,13 @@ def results(profile: str, methods: Sequence[str] = DEFAULT_METHODS, seeds: Seque
     several = list(dict.fromkeys(config.method for config in configs if config.members > 1))
     found = [training(config) for config in configs]
     if several:
-        found.append(_look("03_subnetwork_features", profile=profile, methods=several, **_of(seeds, several)))
-    return [*found, _look("05_results", profile=profile, methods=list(methods), **_of(seeds, methods))]
+        found.append(
+            _look("03_subnetwork_features", profile=profile, methods=several, **_of(seeds, several))
+        )
+    return [
+        *found,
+        _look("05_results", profile=profile, methods=list(methods), **_of(seeds, methods)),
+    ]
 
 
 def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
@@ -84,8 +101,16 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
         _look("04_adjustments", profile=profile, seeds=list(seeds)),
     ]
     trained = {target.config for target in default}
-    ablations = [config for config in dict.fromkeys(config for look in looks for config in look.about) if config not in trained]
-    return [*default, *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations), *looks]
+    ablations = [
+        config
+        for config in dict.fromkeys(config for look in looks for config in look.about)
+        if config not in trained
+    ]
+    return [
+        *default,
+        *(Target(runs.run_folder(config) / "metrics.json", config=config) for config in ablations),
+        *looks,
+    ]
 
 
 def speed(profile: str) -> list[Target]:
@@ -108,32 +133,55 @@ def _look(chapter: str, **parameters: Any) -> Target:
 def _of(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[str, Any]:
     """A chapter's parameters for these seeds; what it shows by default, seed 1 and mixshare, it can't where they are not in the batch."""
     instead = {} if 1 in seeds else {"seed": seeds[0]}
-    return {"seeds": list(seeds), **instead, **({} if "mixshare" in methods else {"method": methods[-1]})}
+    return {
+        "seeds": list(seeds),
+        **instead,
+        **({} if "mixshare" in methods else {"method": methods[-1]}),
+    }
 
 
 def _grid(parameters: dict[str, Any]) -> grids.Grid:
     """What chapter 05 is about; of another chapter, its profile."""
     profile, methods, seeds = (parameters.get(name, ()) for name in ("profile", "methods", "seeds"))
-    return grids.chosen(parameters.get("grid", ""), profile, methods, seeds, parameters.get("method", "mixshare"))
+    return grids.chosen(
+        parameters.get("grid", ""), profile, methods, seeds, parameters.get("method", "mixshare")
+    )
 
 
 def _adjusted(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
-    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS] + [halved(profile, seed) for seed in seeds]
+    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS] + [
+        halved(profile, seed) for seed in seeds
+    ]
     return [*grid(profile, ("cut_mixmo", "mixshare"), seeds), *changed]
 
 
 # The chapters that look at finished runs: at which, by their parameters, and which tables and figures they write.
 LOOKS: dict[str, tuple[Callable[[dict[str, Any]], Sequence[RunConfig]], tuple[str, ...]]] = {
     "02_kernel_alignment": (
-        lambda p: [aligned(p["profile"], start, seed) for seed in p["seeds"] for start in ALIGNMENTS],
+        lambda p: [
+            aligned(p["profile"], start, seed) for seed in p["seeds"] for start in ALIGNMENTS
+        ],
         ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png"),
     ),
     "03_subnetwork_features": (
         lambda p: _grid(p).configs,
-        ("sharing.csv", "cross_talk.csv", "norms.csv", "input_block.png", "output_block.png", "core.png"),
+        (
+            "sharing.csv",
+            "cross_talk.csv",
+            "norms.csv",
+            "input_block.png",
+            "output_block.png",
+            "core.png",
+        ),
     ),
-    "04_adjustments": (lambda p: _adjusted(p["profile"], p["seeds"]), ("adjustments.csv", "gap.csv", "adjustments.png")),
-    "05_results": (lambda p: _grid(p).configs, ("results.csv", "runs.csv", "paired.csv", "results.png")),
+    "04_adjustments": (
+        lambda p: _adjusted(p["profile"], p["seeds"]),
+        ("adjustments.csv", "gap.csv", "adjustments.png"),
+    ),
+    "05_results": (
+        lambda p: _grid(p).configs,
+        ("results.csv", "runs.csv", "paired.csv", "results.png"),
+    ),
     "06_speed": (lambda p: (), ("speed.json", "speed_spent.png", "speed_growth.png")),
 }
 
@@ -145,14 +193,21 @@ def study(chapter: str, parameters: dict[str, Any]) -> Target:
     names += ("along.png",) * bool(which.varied)
     place = outputs_folder() / which.profile
     output = place / "chapters" / f"{'-'.join(filter(None, (chapter, which.name)))}.ipynb"
-    writes = tuple(place / ("figures" if name.endswith(".png") else "studies") / which.name / name for name in names)
+    writes = tuple(
+        place / ("figures" if name.endswith(".png") else "studies") / which.name / name
+        for name in names
+    )
     declared = (grids.place(parameters["grid"]),) if which.name else ()
     reads = (*declared, *(runs.run_folder(config) / "metrics.json" for config in configs))
     return Target(output, chapter, parameters, reads, writes, about=configs)
 
 
 def batch(
-    name: str, profile: str, methods: str | None = None, seeds: str | int | None = None, grid: str | None = None
+    name: str,
+    profile: str,
+    methods: str | None = None,
+    seeds: str | int | None = None,
+    grid: str | None = None,
 ) -> list[Target]:
     """A batch as a command line names it: a grid's file, else one of BATCHES; raises ValueError for an unknown one."""
     if grid:
@@ -161,21 +216,40 @@ def batch(
     chosen_methods, chosen_seeds = selection(methods, seeds)
     if name == "speed":
         return speed(profile)
-    return results(profile, chosen_methods, chosen_seeds) if name == "results" else studies(profile, chosen_seeds)
+    return (
+        results(profile, chosen_methods, chosen_seeds)
+        if name == "results"
+        else studies(profile, chosen_seeds)
+    )
 
 
-def selection(methods: str | None = None, seeds: str | int | None = None) -> tuple[Sequence[str], Sequence[int]]:
+def selection(
+    methods: str | None = None, seeds: str | int | None = None
+) -> tuple[Sequence[str], Sequence[int]]:
     """Methods and seeds as a command line has them, "mimo,mixshare" and "1,2"; the default ones where nothing is given."""
     try:
-        numbers = [int(seed) for seed in str(seeds).split(",")] if seeds not in (None, "") else DEFAULT_SEEDS
+        numbers = (
+            [int(seed) for seed in str(seeds).split(",")]
+            if seeds not in (None, "")
+            else DEFAULT_SEEDS
+        )
     except ValueError as error:
-        raise InvalidValue(f"seeds are {seeds!r}; possible are whole numbers from 0 on, such as 1,2,3") from error
-    return [name.strip() for name in methods.split(",") if name.strip()] if methods else DEFAULT_METHODS, numbers
+        raise InvalidValue(
+            f"seeds are {seeds!r}; possible are whole numbers from 0 on, such as 1,2,3"
+        ) from error
+    return [
+        name.strip() for name in methods.split(",") if name.strip()
+    ] if methods else DEFAULT_METHODS, numbers
 
 
 def training(config: RunConfig) -> Target:
     """The chapter that trains one run, lying in the run's own folder."""
-    return Target(runs.run_folder(config) / "01_training.ipynb", "01_training", _parameters(config), config=config)
+    return Target(
+        runs.run_folder(config) / "01_training.ipynb",
+        "01_training",
+        _parameters(config),
+        config=config,
+    )
 
 
 def chapter(name: str, parameters: dict[str, Any]) -> Target:
@@ -188,12 +262,19 @@ def chapter(name: str, parameters: dict[str, Any]) -> Target:
         run = (parameters[key] for key in ("profile", "method", "seed"))
         return training(RunConfig.of(*run, parameters.get("overrides", {})))
     except KeyError as error:
-        raise InvalidValue(f"a batch's {name} has a parameter {error}, which is not given") from error
+        raise InvalidValue(
+            f"a batch's {name} has a parameter {error}, which is not given"
+        ) from error
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
     how = {name: value for name in EXECUTION if (value := getattr(config, name)) != COMMON[name]}
-    return {"profile": config.profile, "method": config.method, "seed": config.seed, "overrides": config.overrides | how}
+    return {
+        "profile": config.profile,
+        "method": config.method,
+        "seed": config.seed,
+        "overrides": config.overrides | how,
+    }
 
 
 def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
@@ -214,7 +295,10 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
                 _move_foreign_run_aside(target)
         except OSError as error:
             raise FileProblem(f"can't clear {shown(target.output.parent)}: {error}") from error
-    print(f"{done} of {len(targets)} runs and chapters are done; {len(targets) - done} to make", flush=True)
+    print(
+        f"{done} of {len(targets)} runs and chapters are done; {len(targets) - done} to make",
+        flush=True,
+    )
 
 
 def train_together(targets: Sequence[Target], at_once: int | None = None) -> None:
@@ -226,11 +310,20 @@ def train_together(targets: Sequence[Target], at_once: int | None = None) -> Non
     from mixshare import training
 
     at_once = execution.runs_at_once() if at_once is None else at_once
-    missing = [t.config for t in targets if t.config and runs.problem(t.config, t.output.parent)] if at_once else []
+    missing = (
+        [t.config for t in targets if t.config and runs.problem(t.config, t.output.parent)]
+        if at_once
+        else []
+    )
     for group in _groups(filter(execution.takes_gpu, missing), at_once):
         try:
             training.train_together(group)
-        except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # whatever it is, the jobs are still to come
+        except (
+            ValueError,
+            OSError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:  # whatever it is, the jobs are still to come
             print(f"mixshare: {error}", file=sys.stderr, flush=True)
 
 
@@ -239,7 +332,9 @@ def _groups(configs: Iterable[RunConfig], size: int) -> list[list[RunConfig]]:
     alike: dict[tuple, list[RunConfig]] = {}
     for config in configs:
         alike.setdefault(execution.process(config), []).append(config)
-    return [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
+    return [
+        some[start : start + size] for some in alike.values() for start in range(0, len(some), size)
+    ]
 
 
 def opening(targets: Sequence[Target]) -> set[Path]:
@@ -267,7 +362,11 @@ def closing(targets: Sequence[Target], reused: Container[Path]) -> str:
     }
     line = "mixshare: " + ", ".join(f"{number} {what}" for what, number in counts.items())
     more = f" and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
-    return line + (f"; see {', '.join(shown(target.log) for target in failed[:MOST_SHOWN])}{more}" if failed else "")
+    return line + (
+        f"; see {', '.join(shown(target.log) for target in failed[:MOST_SHOWN])}{more}"
+        if failed
+        else ""
+    )
 
 
 def _delete(target: Target) -> None:
@@ -282,6 +381,10 @@ def _delete(target: Target) -> None:
 def _move_foreign_run_aside(target: Target) -> None:
     folder = target.output.parent
     if target.config and (reason := runs.foreign(target.config, folder)):
-        aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
+        aside = next(
+            p
+            for n in range(1, 1000)
+            if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists()
+        )
         folder.rename(aside)
         print(f"{reason}: moved to {shown(aside)}", flush=True)

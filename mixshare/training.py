@@ -30,7 +30,11 @@ from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 QUICK_WRITE = 0.25  # seconds; the wait grows with a slower one, so that writing takes a twentieth of the time at most
-EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 500}  # images at once: few fit a processor's caches, many fill a GPU
+EVALUATION_ROWS = {
+    "cpu": 100,
+    "mps": 500,
+    "cuda": 500,
+}  # images at once: few fit a processor's caches, many fill a GPU
 OUT_OF_MEMORY = "the GPU has no memory left for this run; possible are fewer runs at once, a smaller batch_size, or device='cpu'"
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 
@@ -50,9 +54,13 @@ def train_together(configs: Sequence[RunConfig]) -> list[runs.Run]:
     stopped the first is raised at the end. Raises ValueError where the runs differ in device, threads or determinism.
     """
     by_folder = {runs.run_folder(config): config for config in configs if _finished(config) is None}
-    waiting = [by_folder[folder] for folder in sorted(by_folder)]  # everybody takes locks in this order, so nobody waits in a circle
+    waiting = [
+        by_folder[folder] for folder in sorted(by_folder)
+    ]  # everybody takes locks in this order, so nobody waits in a circle
     if len(set(map(process, waiting))) > 1:
-        raise InvalidValue("runs that differ in device, threads or deterministic can't train together; possible is one by one")
+        raise InvalidValue(
+            "runs that differ in device, threads or deterministic can't train together; possible is one by one"
+        )
     if waiting:
         data = {name: load_data(name) for name in {config.dataset for config in waiting}}
         device = choose_device(waiting[0])  # what can't be done is found before a folder is made
@@ -83,7 +91,9 @@ def _in_turn(pieces: Sequence[Generator[None, None, None]]) -> None:
                     going.remove(piece)
                     if not going and not errors:
                         raise
-                    errors.append(copy(error))  # without traceback and context, which would keep a network on the device
+                    errors.append(
+                        copy(error)
+                    )  # without traceback and context, which would keep a network on the device
     if errors:
         raise errors[0]
 
@@ -110,13 +120,17 @@ class Training:
     def __init__(self, config: RunConfig, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
         height, width, channels = data.shape
-        self.model = runs.build_model(config, channels, len(data.class_names)).to(device, memory_format=torch.channels_last)
+        self.model = runs.build_model(config, channels, len(data.class_names)).to(
+            device, memory_format=torch.channels_last
+        )
         self.optimizer = make_optimizer(self.model, config)
         self.batches = Batches(data, config)
         self.steps = steps_per_epoch(config, len(data.train_images))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
-        self.environment = runs.code_version() | runs.environment(config, device)  # of now: somebody may commit while it trains
+        self.environment = runs.code_version() | runs.environment(
+            config, device
+        )  # of now: somebody may commit while it trains
         self.earlier_environments: list[dict[str, Any]] = []
 
     def run(self, path: Path, hold: Callable[[], None]) -> Iterator[None]:
@@ -130,17 +144,30 @@ class Training:
         with _progress(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
                 for _ in self.epoch(step):
-                    self.seconds += time.monotonic() - since  # not the turns of those beside it; a GPU may be at their steps meanwhile
+                    self.seconds += (
+                        time.monotonic() - since
+                    )  # not the turns of those beside it; a GPU may be at their steps meanwhile
                     yield
                     since = time.monotonic()
-                bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", lr=f"{self.history[-1]['learning_rate']:.2g}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{self.history[-1]['loss']:.3f}",
+                    lr=f"{self.history[-1]['learning_rate']:.2g}",
+                    refresh=False,
+                )
                 bar.update()
                 begun = time.monotonic()
-                self.seconds, since = self.seconds + begun - since, begun  # the epoch's end, and its figures
+                self.seconds, since = (
+                    self.seconds + begun - since,
+                    begun,
+                )  # the epoch's end, and its figures
                 if begun >= due:
                     write(path, self.save, hold)
-                    runs.write_history(path.parent, self.history, hold)  # for a person who watches; resuming reads the checkpoint
-                    due = (done := time.monotonic()) + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
+                    runs.write_history(
+                        path.parent, self.history, hold
+                    )  # for a person who watches; resuming reads the checkpoint
+                    due = (done := time.monotonic()) + CHECKPOINT_SECONDS * max(
+                        1.0, (done - begun) / QUICK_WRITE
+                    )
         self.seconds += time.monotonic() - since  # the last checkpoint
 
     def epoch(self, step: Step) -> Iterator[None]:
@@ -148,7 +175,9 @@ class Training:
         epoch, (height, width, _) = len(self.history), self.data.shape
         rates = [learning_rate(self.config, epoch, k, self.steps) for k in range(self.steps)]
         self.model.train()
-        step.begin(plan_epoch(self.config, epoch, len(self.data.train_images), height, width), rates)
+        step.begin(
+            plan_epoch(self.config, epoch, len(self.data.train_images), height, width), rates
+        )
         for _ in rates:
             step()
             yield
@@ -169,7 +198,11 @@ class Training:
         if not bad and logits.isfinite().all():
             return
         step = bad[0] if bad else len(losses) - 1
-        what = f"loss is {losses[step].item()}" if bad else "network's answers are not finite after the update"
+        what = (
+            f"loss is {losses[step].item()}"
+            if bad
+            else "network's answers are not finite after the update"
+        )
         raise Diverged(
             f"{self.config.name}, seed {self.config.seed}: the {what} in epoch {len(self.history)}, step {step}; "
             f"try a learning_rate below {self.config.learning_rate:g}, more warmup_epochs, or precision='float32'"
@@ -190,7 +223,9 @@ class Training:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises OSError where it is damaged, or of another run, data set or version."""
-        state = checkpoint.load(path, config_digest=self.config.digest, data_digest=self.data.digest)
+        state = checkpoint.load(
+            path, config_digest=self.config.digest, data_digest=self.data.digest
+        )
         try:
             self.model.load_state_dict(state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
@@ -233,11 +268,19 @@ def _finished(config: RunConfig) -> runs.Run | None:
     folder = runs.run_folder(config)
     if runs.problem(config, folder) is not None:
         return None
-    (folder / "checkpoint.pt").unlink(missing_ok=True)  # left where a run was killed after its very last file
+    (folder / "checkpoint.pt").unlink(
+        missing_ok=True
+    )  # left where a run was killed after its very last file
     return runs.Run(config, folder)
 
 
 def _progress(config: RunConfig, done: int) -> tqdm:
     """A bar where a person watches: a terminal, or a notebook opened in Jupyter."""
     watched = sys.stderr.isatty() or in_jupyter()
-    return tqdm(total=config.epochs, initial=done, desc=f"{config.name} seed {config.seed}", unit="epoch", disable=not watched)
+    return tqdm(
+        total=config.epochs,
+        initial=done,
+        desc=f"{config.name} seed {config.seed}",
+        unit="epoch",
+        disable=not watched,
+    )

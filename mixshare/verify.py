@@ -22,7 +22,9 @@ from mixshare.files import read_json, shown
 # What another type of machine may make otherwise: of the same weights, and of a training from scratch.
 LOGITS = 0.05  # the largest difference of an answer, which float16 and sums in another order make
 EVALUATED = 0.005  # the largest difference of a figure (a fraction, or nats) that such answers make: two of the digits' 500
-RETRAINED = 0.02  # the same after another training: some standard deviations between seeds on the digits
+RETRAINED = (
+    0.02  # the same after another training: some standard deviations between seeds on the digits
+)
 
 EQUAL, WITHIN, DIFFERENT = "equal to the bit", "within the tolerance", "DIFFERENT"
 
@@ -33,13 +35,17 @@ def verify(folder: Path, retrain: bool = False) -> bool:
     Raises OSError, in a line, where the folder holds no run, or its data set is not there.
     """
     if not (folder / "config.json").is_file():
-        raise FileProblem(f"{shown(folder)} holds no run; possible is such as RUN=outputs/published/digits/mixshare/seed-1")
+        raise FileProblem(
+            f"{shown(folder)} holds no run; possible is such as RUN=outputs/published/digits/mixshare/seed-1"
+        )
     verdicts = []
     for what, verdict in _checks(folder.resolve(), retrain):
         print(f"{what}: {verdict}", flush=True)
         verdicts.append(verdict)
     different = sum(verdict.startswith(DIFFERENT) for verdict in verdicts)
-    print(f"in all: {different or 'none'} of {len(verdicts)} checks different; {shown(folder)} is {'NOT ' * (different > 0)}what it says")
+    print(
+        f"in all: {different or 'none'} of {len(verdicts)} checks different; {shown(folder)} is {'NOT ' * (different > 0)}what it says"
+    )
     return not different
 
 
@@ -57,13 +63,22 @@ def _checks(folder: Path, retrain: bool) -> Iterator[tuple[str, str]]:
     yield from _last_epoch(run, saved)
     if run.has_logits:
         yield "labels, against the data set", _same(torch.equal(run.labels, data.test_labels))
-        yield from _figures("from the saved answers", metrics.evaluate(run.logits, run.labels), saved, 0)
+        yield from _figures(
+            "from the saved answers", metrics.evaluate(run.logits, run.labels), saved, 0
+        )
     if (folder / "weights.safetensors").is_file():
         with training.execution(config, torch.device("cpu")):
-            logits = training.test_logits(run.model.to(memory_format=torch.channels_last), data)  # as it was trained: the same bits
+            logits = training.test_logits(
+                run.model.to(memory_format=torch.channels_last), data
+            )  # as it was trained: the same bits
         if run.has_logits:
-            yield "answers of the saved weights", _close((logits.float() - run.logits.float()).abs().max().item(), LOGITS)
-        yield from _figures("from the saved weights", metrics.evaluate(logits, data.test_labels), saved, EVALUATED)
+            yield (
+                "answers of the saved weights",
+                _close((logits.float() - run.logits.float()).abs().max().item(), LOGITS),
+            )
+        yield from _figures(
+            "from the saved weights", metrics.evaluate(logits, data.test_labels), saved, EVALUATED
+        )
         if (folder / "01_training.ipynb").is_file():
             yield "chapter 01, executed again by nbval", _chapter(run, logits, data.test_labels)
     if retrain:
@@ -79,15 +94,23 @@ def _last_epoch(run: runs.Run, saved: dict[str, Any]) -> Iterator[tuple[str, str
     last = dict(*run.history.tail(1).to_dict("records"))  # none, where there is no row
     yield "number of epochs in history.csv", _same(len(run.history) == run.config.epochs)
     for name in ("accuracy_ensemble", "accuracy_individual"):
-        yield f"{name}, from the last row of history.csv", _close(_apart(last.get(f"test_{name}"), saved.get(name, math.nan)), 0)
+        yield (
+            f"{name}, from the last row of history.csv",
+            _close(_apart(last.get(f"test_{name}"), saved.get(name, math.nan)), 0),
+        )
 
 
-def _figures(how: str, found: dict[str, Any], saved: dict[str, Any], tolerance: float) -> Iterator[tuple[str, str]]:
+def _figures(
+    how: str, found: dict[str, Any], saved: dict[str, Any], tolerance: float
+) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys([*found, *saved]):
         if name in found and name in saved:
             yield f"{name}, {how}", _close(_apart(found[name], saved[name]), tolerance)
         else:
-            yield f"{name}, {how}", f"{DIFFERENT}, {'not' if name in found else 'only'} in metrics.json"
+            yield (
+                f"{name}, {how}",
+                f"{DIFFERENT}, {'not' if name in found else 'only'} in metrics.json",
+            )
 
 
 def _apart(one: Any, other: Any) -> float:
@@ -108,7 +131,9 @@ def _same(equal: bool) -> str:
 def _close(apart: float, tolerance: float) -> str:
     if apart == 0:
         return EQUAL
-    return f"{WITHIN if apart <= tolerance else DIFFERENT}, by {apart:.2g} (tolerance {tolerance:g})"
+    return (
+        f"{WITHIN if apart <= tolerance else DIFFERENT}, by {apart:.2g} (tolerance {tolerance:g})"
+    )
 
 
 @contextmanager
@@ -120,7 +145,9 @@ def _outputs() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            os.environ.pop("MIXSHARE_OUTPUTS") if before is None else os.environ.update(MIXSHARE_OUTPUTS=before)
+            os.environ.pop("MIXSHARE_OUTPUTS") if before is None else os.environ.update(
+                MIXSHARE_OUTPUTS=before
+            )
 
 
 def _chapter(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) -> str:
@@ -134,22 +161,43 @@ def _chapter(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) -> str:
         if not run.has_logits:
             runs.save_logits(copy / "test_logits.npz", logits, labels)
             runs.write_sums(copy)
-        command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "--nbval", copy / "01_training.ipynb"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            os.devnull,
+            "-p",
+            "no:cacheprovider",
+            "--nbval",
+            copy / "01_training.ipynb",
+        ]
         done = subprocess.run(command, cwd=outputs, capture_output=True, text=True)
-    if done.returncode > 1 or not done.stdout:  # without pytest Python itself ends with 1, and says so elsewhere
-        raise FileProblem(f"nbval compared nothing (status {done.returncode}); what it takes: pip install 'mixshare[notebooks,test]'")
+    if (
+        done.returncode > 1 or not done.stdout
+    ):  # without pytest Python itself ends with 1, and says so elsewhere
+        raise FileProblem(
+            f"nbval compared nothing (status {done.returncode}); what it takes: pip install 'mixshare[notebooks,test]'"
+        )
     last = done.stdout.strip().splitlines()[-1].strip("= ")
     return f"{DIFFERENT if done.returncode else 'its outputs come out again'} ({last})"
 
 
-def _from_scratch(run: runs.Run, saved: dict[str, Any], made_by: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _from_scratch(
+    run: runs.Run, saved: dict[str, Any], made_by: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
     with _outputs():
         again = training.train(run.config)
         figures = dict(again.metrics)
         here = figures.pop("provenance")
         where = [*runs.environment(run.config, torch.device("cpu")), "earlier_environments"]
         alike = all(name in made_by and made_by[name] == here[name] for name in where)
-        other = f"{DIFFERENT}, in the environment that made it" if alike else "other bits, as on another type of machine; the figures count:"
+        other = (
+            f"{DIFFERENT}, in the environment that made it"
+            if alike
+            else "other bits, as on another type of machine; the figures count:"
+        )
         for name in ("weights.safetensors", "history.csv"):
             if (run.folder / name).is_file():
                 equal = (again.folder / name).read_bytes() == (run.folder / name).read_bytes()

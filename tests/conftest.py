@@ -19,7 +19,9 @@ import mixshare
 from mixshare import files, runs
 from mixshare.config import EXECUTION
 
-settings.register_profile("nightly", max_examples=5000)  # `make nightly`: the same tests, for longer
+settings.register_profile(
+    "nightly", max_examples=5000
+)  # `make nightly`: the same tests, for longer
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -59,7 +61,10 @@ def browser():
         chromium.close()
 
 
-JUPYTER = [f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")]
+JUPYTER = [
+    f"JUPYTER{name}_DIR"
+    for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")
+]
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +77,27 @@ def jupyter_lab(browser, wait_for):
     @contextmanager
     def start(base: Path, notebooks: Path, **environment: str):
         folders = {name: str(base / name) for name in (*JUPYTER, "IPYTHONDIR", "MIXSHARE_OUTPUTS")}
-        own = os.environ | folders | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.project_root())} | environment
-        command = [Path(sys.executable).with_name("jupyter"), "lab", notebooks, "--no-browser", "--ip=127.0.0.1", "--port=0"]
+        own = (
+            os.environ
+            | folders
+            | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.project_root())}
+            | environment
+        )
+        command = [
+            Path(sys.executable).with_name("jupyter"),
+            "lab",
+            notebooks,
+            "--no-browser",
+            "--ip=127.0.0.1",
+            "--port=0",
+        ]
         with open(base / "log", "w") as log:
-            process = psutil.Popen([*command, *(["--allow-root"] if os.getuid() == 0 else [])], env=own, stdout=log, stderr=log)
+            process = psutil.Popen(
+                [*command, *(["--allow-root"] if os.getuid() == 0 else [])],
+                env=own,
+                stdout=log,
+                stderr=log,
+            )
         try:
             yield process, wait_for("JupyterLab", lambda: _record(process, base))
         finally:
@@ -96,7 +118,13 @@ def _record(process: psutil.Process, base: Path) -> dict | None:
     """What a server has written down of itself, once that is whole; fails, with its log, where it has ended."""
     assert process.poll() is None, (base / "log").read_text()
     with suppress(ValueError):
-        return next((json.loads(path.read_text()) for path in (base / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")), None)
+        return next(
+            (
+                json.loads(path.read_text())
+                for path in (base / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")
+            ),
+            None,
+        )
 
 
 @pytest.fixture
@@ -157,12 +185,16 @@ def contents():
     """`contents(folder)`: every file in it but the lease, by name, as bytes; wall time in metrics.json, and what hangs on it, left out."""
 
     def read(folder: Path) -> dict[str, bytes]:
-        files = {path.name: path.read_bytes() for path in Path(folder).glob("*") if path.name != ".lease"}
+        files = {
+            path.name: path.read_bytes() for path in Path(folder).glob("*") if path.name != ".lease"
+        }
         if "metrics.json" in files:
             metrics = json.loads(files["metrics.json"])
             assert metrics["provenance"].pop("wall_seconds") > 0
             files["metrics.json"] = json.dumps(metrics).encode()
-            files[runs.SUMS] = b"".join(line for line in files[runs.SUMS].splitlines(True) if b"metrics.json" not in line)
+            files[runs.SUMS] = b"".join(
+                line for line in files[runs.SUMS].splitlines(True) if b"metrics.json" not in line
+            )
         return files
 
     return read
@@ -174,8 +206,14 @@ def trainer():
 
     def find(folder: Path) -> psutil.Process | None:
         try:
-            return psutil.Process(int(re.search(r"^pid=(\d+)$", (folder / ".lease").read_text(), re.M)[1]))
-        except (OSError, TypeError, psutil.NoSuchProcess):  # no lease, one not yet whole, or that of a dead process
+            return psutil.Process(
+                int(re.search(r"^pid=(\d+)$", (folder / ".lease").read_text(), re.M)[1])
+            )
+        except (
+            OSError,
+            TypeError,
+            psutil.NoSuchProcess,
+        ):  # no lease, one not yet whole, or that of a dead process
             return None
 
     return find
@@ -210,7 +248,9 @@ def in_a_line():
 def start():
     """`start(function, *args)`: call it in a process of its own, forked from one that has imported the package already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mixshare.training", "sklearn.datasets", "sklearn.model_selection"])
+    context.set_forkserver_preload(
+        ["mixshare.training", "sklearn.datasets", "sklearn.model_selection"]
+    )
     processes = []
 
     def begin(function, *args):

@@ -7,7 +7,13 @@ from pathlib import Path
 import mixshare
 
 
-def sitting(config: mixshare.RunConfig, outputs: Path, log: Path, gate: Path | None = None, dies_writing: str = "") -> None:
+def sitting(
+    config: mixshare.RunConfig,
+    outputs: Path,
+    log: Path,
+    gate: Path | None = None,
+    dies_writing: str = "",
+) -> None:
     """Output goes to `log`, with a line for each start and resume; epochs wait for the file `gate`; SIGKILL hits at a file's move."""
     from mixshare import training
 
@@ -32,5 +38,9 @@ def sitting(config: mixshare.RunConfig, outputs: Path, log: Path, gate: Path | N
             os.kill(os.getpid(), 9)
         replace(source, target)
 
-    training.Training.restore, training.Training.epoch, os.replace = logged_restore, gated_epoch, deadly_replace
+    training.Training.restore, training.Training.epoch, os.replace = (
+        logged_restore,
+        gated_epoch,
+        deadly_replace,
+    )
     mixshare.train(config)

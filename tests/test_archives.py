@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from mixshare.data import KEYS, load_data
 
-fuzz = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
@@ -36,7 +38,10 @@ def arrays(rows=12, tests=6, height=8, width=4, channels=3, classes=3, seed=0, *
 
 def pairs(images, labels):
     """A split as a multiset, without its order."""
-    return Counter((np.asarray(image).tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    return Counter(
+        (np.asarray(image).tobytes(), int(label))
+        for image, label in zip(images, labels, strict=True)
+    )
 
 
 def digest(folder, **content):
@@ -52,20 +57,38 @@ def refusal(name):
 
 
 @settings(parent=fuzz, max_examples=25)
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 9))
-def test_an_archive_of_any_size_divisible_by_4_and_any_classes_is_loaded_whole(folder, rows, tests, height, width, channels, classes):
+@given(
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([1, 3]),
+    st.integers(1, 9),
+)
+def test_an_archive_of_any_size_divisible_by_4_and_any_classes_is_loaded_whole(
+    folder, rows, tests, height, width, channels, classes
+):
     content = arrays(rows, tests, 4 * height, 4 * width, channels, classes)
     np.savez(folder / "own.npz", **content)
     found = load_data("own")
     for split in ("train", "test"):
         loaded = pairs(getattr(found, f"{split}_images"), getattr(found, f"{split}_labels"))
         assert loaded == pairs(content[f"{split}_images"], content[f"{split}_labels"])
-    assert found.shape == (4 * height, 4 * width, channels) and found.class_names == tuple(content["class_names"])
+    assert found.shape == (4 * height, 4 * width, channels) and found.class_names == tuple(
+        content["class_names"]
+    )
 
 
 @fuzz
-@given(st.permutations(range(12)), st.permutations(range(6)), st.sampled_from([np.uint8, np.int32, np.uint64, ">i4"]), st.booleans())
-def test_neither_the_order_of_rows_nor_the_type_of_labels_nor_compression_changes_what_is_loaded(folder, train, test, dtype, compressed):
+@given(
+    st.permutations(range(12)),
+    st.permutations(range(6)),
+    st.sampled_from([np.uint8, np.int32, np.uint64, ">i4"]),
+    st.booleans(),
+)
+def test_neither_the_order_of_rows_nor_the_type_of_labels_nor_compression_changes_what_is_loaded(
+    folder, train, test, dtype, compressed
+):
     content = arrays()
     wanted, first = digest(folder, **content), load_data("own")
     for split, order in (("train", train), ("test", test)):
@@ -74,13 +97,17 @@ def test_neither_the_order_of_rows_nor_the_type_of_labels_nor_compression_change
     (np.savez_compressed if compressed else np.savez)(folder / "own.npz", **content)
     again = load_data("own")
     assert again.digest == wanted
-    assert torch.equal(again.train_images, first.train_images) and torch.equal(again.test_labels, first.test_labels)
+    assert torch.equal(again.train_images, first.train_images) and torch.equal(
+        again.test_labels, first.test_labels
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @fuzz
 @given(row=st.integers(0, 5), pixel=st.integers(0, 95), step=st.integers(1, 255))
-def test_one_pixel_or_one_label_or_one_pair_of_swapped_labels_changes_the_digest(folder, split, row, pixel, step):
+def test_one_pixel_or_one_label_or_one_pair_of_swapped_labels_changes_the_digest(
+    folder, split, row, pixel, step
+):
     content = arrays()
     found = {digest(folder, **content)}
     images, labels = content[f"{split}_images"].copy(), content[f"{split}_labels"].copy()
@@ -88,7 +115,10 @@ def test_one_pixel_or_one_label_or_one_pair_of_swapped_labels_changes_the_digest
     found.add(digest(folder, **content | {f"{split}_images": images}))
     labels[row] = (labels[row] + 1 + step % 2) % 3
     found.add(digest(folder, **content | {f"{split}_labels": labels}))
-    swapped, other = content[f"{split}_labels"].copy(), np.flatnonzero(content[f"{split}_labels"] != content[f"{split}_labels"][row])[0]
+    swapped, other = (
+        content[f"{split}_labels"].copy(),
+        np.flatnonzero(content[f"{split}_labels"] != content[f"{split}_labels"][row])[0],
+    )
     swapped[[row, other]] = swapped[[other, row]]
     found.add(digest(folder, **content | {f"{split}_labels": swapped}))
     assert len(found) == 4
@@ -96,10 +126,13 @@ def test_one_pixel_or_one_label_or_one_pair_of_swapped_labels_changes_the_digest
 
 def test_train_and_test_exchanged_and_pixels_in_another_shape_are_other_data(folder):
     content = arrays(rows=6)
-    exchanged = {key: content[{"tr": "test", "te": "train"}[key[:2]] + key[-7:]] for key in KEYS[:4]} | {
-        "class_names": content["class_names"]
+    exchanged = {
+        key: content[{"tr": "test", "te": "train"}[key[:2]] + key[-7:]] for key in KEYS[:4]
+    } | {"class_names": content["class_names"]}
+    reshaped = {
+        key: value.reshape(-1, 4, 8, 3) if key.endswith("images") else value
+        for key, value in content.items()
     }
-    reshaped = {key: value.reshape(-1, 4, 8, 3) if key.endswith("images") else value for key, value in content.items()}
     assert len({digest(folder, **each) for each in (content, exchanged, reshaped)}) == 3
 
 
@@ -108,7 +141,9 @@ def test_channel_statistics_are_those_of_the_train_images(folder):
     pixels = arrays()["train_images"].reshape(-1, 3) / 255
     data = load_data("own")
     mean, deviation = data.statistics
-    assert data.statistics is data.statistics  # every epoch asks, and of CIFAR-100 they take half a second
+    assert (
+        data.statistics is data.statistics
+    )  # every epoch asks, and of CIFAR-100 they take half a second
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-6)
 
@@ -126,19 +161,28 @@ class Trap:
 IMAGES, LABELS = np.zeros((12, 8, 4, 3), np.uint8), np.zeros(12, np.int64)
 BAD = {
     "images are floats": (dict(train_images=IMAGES.astype(np.float32)), "train_images are float32"),
-    "test images are signed": (dict(test_images=IMAGES[:6].astype(np.int8)), "test_images are int8"),
+    "test images are signed": (
+        dict(test_images=IMAGES[:6].astype(np.int8)),
+        "test_images are int8",
+    ),
     "channels come first": (dict(train_images=IMAGES.transpose(0, 3, 1, 2)), r"1 or 3"),
     "no axis of channels": (dict(train_images=IMAGES[..., 0]), r"1 or 3"),
     "one image is no list": (dict(train_images=np.uint8(1)), "wanted are uint8"),
     "height not divisible by 4": (arrays(height=6), "divisible by 4"),
     "width not divisible by 4": (arrays(width=10), "divisible by 4"),
     "test images of another size": (dict(test_images=np.zeros((6, 4, 4, 3), np.uint8)), "one size"),
-    "test images of another colour": (dict(test_images=np.zeros((6, 8, 4, 1), np.uint8)), "one size"),
+    "test images of another colour": (
+        dict(test_images=np.zeros((6, 8, 4, 1), np.uint8)),
+        "one size",
+    ),
     "no rows": (dict(train_images=IMAGES[:0], train_labels=LABELS[:0]), r"\(0, 8, 4, 3\)"),
     "a label beyond the names": (dict(train_labels=LABELS + 3), "from 3 to 3.* 0 to 2"),
     "a label beyond 64 bits": (dict(train_labels=LABELS.astype(np.uint64) - 1), "0 to 2"),
     "a negative label": (dict(test_labels=LABELS[:6] - 1), "from -1 to -1.* 0 to 2"),
-    "fractional labels": (dict(train_labels=LABELS + 0.5), "train_labels are float64.*whole numbers"),
+    "fractional labels": (
+        dict(train_labels=LABELS + 0.5),
+        "train_labels are float64.*whole numbers",
+    ),
     "yes and no as labels": (dict(train_labels=LABELS > 0), "train_labels are bool.*whole numbers"),
     "too few labels": (dict(test_labels=LABELS[:5]), "wanted are 6 whole numbers"),
     "labels in a column": (dict(train_labels=LABELS[:, None]), "wanted are 12 whole numbers"),
@@ -155,14 +199,20 @@ def test_an_archive_is_refused_where(folder, kind):
 
 @pytest.mark.parametrize("missing", KEYS)
 def test_an_archive_without_one_of_the_keys_is_refused_with_all_that_are_wanted(folder, missing):
-    np.savez(folder / "own.npz", **{key: value for key, value in arrays().items() if key != missing})
+    np.savez(
+        folder / "own.npz", **{key: value for key, value in arrays().items() if key != missing}
+    )
     message = refusal("own")
     assert f"own.npz has no {missing};" in message and all(key in message for key in KEYS)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_pickled_objects_in_an_archive_are_refused_without_being_run(folder, key):
-    np.savez(folder / "own.npz", allow_pickle=True, **arrays() | {key: np.array([Trap(folder / "sprung")] * 6, dtype=object)})
+    np.savez(
+        folder / "own.npz",
+        allow_pickle=True,
+        **arrays() | {key: np.array([Trap(folder / "sprung")] * 6, dtype=object)},
+    )
     assert "own.npz" in refusal("own") and not (folder / "sprung").exists()
     with np.load(folder / "own.npz", allow_pickle=True) as archive:
         assert len(archive[key]) == 6 and (folder / "sprung").exists()  # so the trap does work
@@ -179,7 +229,10 @@ def test_an_archive_cut_off_anywhere_is_refused(folder, share, save):
 
 
 @fuzz
-@given(content=st.binary(max_size=300), start=st.sampled_from([b"", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\x00", b"\x80\x02"]))
+@given(
+    content=st.binary(max_size=300),
+    start=st.sampled_from([b"", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\x00", b"\x80\x02"]),
+)
 def test_a_file_of_random_bytes_is_refused(folder, content, start):
     (folder / "own.npz").write_bytes(start + content)
     assert "own.npz" in refusal("own")
@@ -205,7 +258,11 @@ def with_members(suffix, content):
 
 
 def header(shape, padding=0):
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode() + b" " * padding + b"\n"
+    text = (
+        f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
+        + b" " * padding
+        + b"\n"
+    )
     return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
 
 

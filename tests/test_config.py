@@ -25,7 +25,12 @@ TABLE = {
     "cut_mixmo": (2, "cutmix", 0.5, 12, "independent", False, 0, 3, 2),
     "mixshare": (2, "cutmix", 1, 0, "identical", True, 0.1, 1, 2),
 }
-CELLS = [(method, field, cell) for method, row in TABLE.items() for field, cell in zip(COLUMNS, row, strict=True) if cell != "–"]
+CELLS = [
+    (method, field, cell)
+    for method, row in TABLE.items()
+    for field, cell in zip(COLUMNS, row, strict=True)
+    if cell != "–"
+]
 
 
 @pytest.mark.parametrize(("method", "field", "cell"), CELLS)
@@ -39,7 +44,11 @@ def test_there_are_five_methods_and_four_profiles():
 
 
 def test_mixmo_draws_its_ratios_from_beta_2_2():
-    assert RunConfig.preset("paper", "linear_mixmo").mix_alpha == RunConfig.preset("paper", "cut_mixmo").mix_alpha == 2
+    assert (
+        RunConfig.preset("paper", "linear_mixmo").mix_alpha
+        == RunConfig.preset("paper", "cut_mixmo").mix_alpha
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,18 +62,39 @@ def test_mixmo_draws_its_ratios_from_beta_2_2():
 )
 def test_the_profiles_are_the_designs(profile, dataset, depth, width, epochs, crop_padding, flip):
     config = RunConfig.preset(profile)
-    assert (config.dataset, config.depth, config.width, config.crop_padding, config.flip) == (dataset, depth, width, crop_padding, flip)
+    assert (config.dataset, config.depth, config.width, config.crop_padding, config.flip) == (
+        dataset,
+        depth,
+        width,
+        crop_padding,
+        flip,
+    )
     assert config.epochs in epochs
 
 
 def test_the_paper_profile_is_appendix_a():
-    wanted = dict(batch_size=64, batch_repetition=2, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1, milestones=(75, 150, 225))
+    wanted = dict(
+        batch_size=64,
+        batch_repetition=2,
+        momentum=0.9,
+        l2=3e-4,
+        warmup_epochs=1,
+        decay=0.1,
+        milestones=(75, 150, 225),
+    )
     config = RunConfig.preset("paper")
     assert {name: getattr(config, name) for name in wanted} == wanted
 
 
 def test_what_the_appendix_leaves_open_is_decided_as_the_design_says():
-    wanted = dict(unmix_normalize=True, unmix_resize="area", pixel_cutmix=False, precision="float32", deterministic=True, device="auto")
+    wanted = dict(
+        unmix_normalize=True,
+        unmix_resize="area",
+        pixel_cutmix=False,
+        precision="float32",
+        deterministic=True,
+        device="auto",
+    )
     config = RunConfig.preset("paper")
     assert {name: getattr(config, name) for name in wanted} == wanted
 
@@ -81,7 +111,9 @@ def test_what_the_appendix_leaves_open_is_decided_as_the_design_says():
     ],
 )
 def test_the_learning_rate_is_a_tenth_over_b_times_batch_over_128(method, overrides, rate):
-    assert RunConfig.preset("paper", method, **overrides).learning_rate == pytest.approx(rate, rel=1e-12)
+    assert RunConfig.preset("paper", method, **overrides).learning_rate == pytest.approx(
+        rate, rel=1e-12
+    )
 
 
 @given(st.integers(1, 2000))
@@ -116,7 +148,9 @@ OTHER = dict(
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_digest_changes_with_every_field_but_those_of_execution(field):
-    assert (dataclasses.replace(BASE, **{field: OTHER[field]}).digest == BASE.digest) == (field in EXECUTION)
+    assert (dataclasses.replace(BASE, **{field: OTHER[field]}).digest == BASE.digest) == (
+        field in EXECUTION
+    )
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -126,7 +160,9 @@ def test_a_configuration_survives_json(field):
     assert (again, again.digest, again.name) == (config, config.digest, config.name)
 
 
-@pytest.mark.parametrize(("change", "named"), [({"colour": 1}, "colour"), ({"depth": ...}, "depth")])
+@pytest.mark.parametrize(
+    ("change", "named"), [({"colour": 1}, "colour"), ({"depth": ...}, "depth")]
+)
 def test_a_record_with_missing_or_unknown_fields_is_refused_by_name(change, named):
     fields = {name: value for name, value in (BASE.to_dict() | change).items() if value is not ...}
     with pytest.raises(ValueError, match=named):
@@ -135,25 +171,61 @@ def test_a_record_with_missing_or_unknown_fields_is_refused_by_name(change, name
 
 def test_numbers_of_numpy_become_pythons_own():
     config = RunConfig.preset("paper", seed=np.int64(3), width=np.float64(2), depth=np.int32(28))
-    assert config == RunConfig.preset("paper", seed=3) and {type(config.seed), type(config.depth)} == {int} and type(config.width) is float
+    assert (
+        config == RunConfig.preset("paper", seed=3)
+        and {type(config.seed), type(config.depth)} == {int}
+        and type(config.width) is float
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "overrides", "name"),
     [
         ("mixshare", {}, "mixshare"),
-        ("mixshare", {"unmix": False, "encoder_init": "colinear"}, "mixshare+encoder_init=colinear+unmix=false"),  # sorted
-        ("cut_mixmo", {"unmix": True, "pixel_cutmix": True}, "cut_mixmo+pixel_cutmix=true+unmix=true"),
-        ("mixshare", {"unmix": True, "width": 2, "epochs": 300, "learning_rate": 0.025}, "mixshare"),  # equal to the default
-        ("mixshare", {"batch_size": 128}, "mixshare+batch_size=128"),  # a learning rate of 0.05 follows
+        (
+            "mixshare",
+            {"unmix": False, "encoder_init": "colinear"},
+            "mixshare+encoder_init=colinear+unmix=false",
+        ),  # sorted
+        (
+            "cut_mixmo",
+            {"unmix": True, "pixel_cutmix": True},
+            "cut_mixmo+pixel_cutmix=true+unmix=true",
+        ),
+        (
+            "mixshare",
+            {"unmix": True, "width": 2, "epochs": 300, "learning_rate": 0.025},
+            "mixshare",
+        ),  # equal to the default
+        (
+            "mixshare",
+            {"batch_size": 128},
+            "mixshare+batch_size=128",
+        ),  # a learning rate of 0.05 follows
         ("mixshare", {"batch_size": 128, "learning_rate": 0.05}, "mixshare+batch_size=128"),
         ("mixshare", {"epochs": 100}, "mixshare+epochs=100"),  # milestones of 25, 50, 75 follow
         ("mixshare", {"epochs": 100, "milestones": [25, 50, 75]}, "mixshare+epochs=100"),
-        ("mixshare", {"epochs": 100, "milestones": [25, 99]}, "mixshare+epochs=100+milestones=25-99"),
-        ("mixshare", {"learning_rate": 0.1, "batch_size": 32}, "mixshare+batch_size=32+learning_rate=0.1"),
+        (
+            "mixshare",
+            {"epochs": 100, "milestones": [25, 99]},
+            "mixshare+epochs=100+milestones=25-99",
+        ),
+        (
+            "mixshare",
+            {"learning_rate": 0.1, "batch_size": 32},
+            "mixshare+batch_size=32+learning_rate=0.1",
+        ),
         ("single", {"width": 1, "l2": 0}, "single+l2=0+width=1"),  # floats without needless zeros
-        ("single", {"width": 2.00000001, "l2": 0.00001}, "single+l2=1e-05+width=2.00000001"),  # … and without loss
-        ("single", {"threads": 2, "device": "cpu", "deterministic": False, "capture": True}, "single"),  # execution
+        (
+            "single",
+            {"width": 2.00000001, "l2": 0.00001},
+            "single+l2=1e-05+width=2.00000001",
+        ),  # … and without loss
+        (
+            "single",
+            {"threads": 2, "device": "cpu", "deterministic": False, "capture": True},
+            "single",
+        ),  # execution
     ],
 )
 def test_the_name_is_the_method_and_its_sorted_overrides(method, overrides, name):
@@ -173,7 +245,9 @@ some_overrides = st.fixed_dictionaries(
 
 
 @given(some_overrides, some_overrides)
-@example({"batch_size": 32}, {"batch_size": 32, "learning_rate": 0.025})  # the rate that 64 rows imply, not the one that 32 do
+@example(
+    {"batch_size": 32}, {"batch_size": 32, "learning_rate": 0.025}
+)  # the rate that 64 rows imply, not the one that 32 do
 @example({"epochs": 100}, {"epochs": 100, "milestones": [75, 150, 225]})
 @settings(deadline=None, max_examples=300)
 def test_two_runs_of_a_method_share_a_name_only_if_they_are_the_same_run(one, other):
@@ -193,7 +267,9 @@ def test_the_overrides_of_a_run_make_it_again(overrides):
 @example({"loss_root": 1e6})
 @settings(deadline=None, max_examples=60)
 def test_a_name_is_one_part_of_a_path_that_its_plus_signs_take_apart(overrides):
-    assert re.fullmatch(r"mixshare(\+[a-z0-9_]+=[A-Za-z0-9_.-]*)*", RunConfig.preset("paper", **overrides).name)
+    assert re.fullmatch(
+        r"mixshare(\+[a-z0-9_]+=[A-Za-z0-9_.-]*)*", RunConfig.preset("paper", **overrides).name
+    )
 
 
 NUMBERS = dict(
@@ -203,39 +279,101 @@ NUMBERS = dict(
     mix_fade=[-1, math.nan, math.inf], input_repetition=[-0.1, 1.01, math.nan], loss_root=[0, 0.5, -1, math.nan, math.inf], threads=[0],
     milestones=[[2, 1], [1, 1], [-1, 2]],
 )  # fmt: skip
-WORDS = dict(profile="papers", method="mixshares", mix="cut", unmix_resize="near", encoder_init="same", precision="half", device="gpu")
+WORDS = dict(
+    profile="papers",
+    method="mixshares",
+    mix="cut",
+    unmix_resize="near",
+    encoder_init="same",
+    precision="half",
+    device="gpu",
+)
 PATHS = ["../x", "a/b", "", ".hidden", "a\\b", "..", "/etc", "a b", "a\n", "C:x", "é"]
 CASES = [
-    *[({field: value}, ValueError, f"{field}.*possible") for field, values in NUMBERS.items() for value in values],
-    *[({field: value}, ValueError, f"{field}.*{value}.*possible are") for field, value in WORDS.items()],
-    *[({field: path}, ValueError, f"{field}.*possible are names") for field in ("dataset", "profile", "method") for path in PATHS],
-    *[({"seed": value}, TypeError, "seed must be a whole number") for value in ("1", 1.0, 1.5, True, None, [1])],
+    *[
+        ({field: value}, ValueError, f"{field}.*possible")
+        for field, values in NUMBERS.items()
+        for value in values
+    ],
+    *[
+        ({field: value}, ValueError, f"{field}.*{value}.*possible are")
+        for field, value in WORDS.items()
+    ],
+    *[
+        ({field: path}, ValueError, f"{field}.*possible are names")
+        for field in ("dataset", "profile", "method")
+        for path in PATHS
+    ],
+    *[
+        ({"seed": value}, TypeError, "seed must be a whole number")
+        for value in ("1", 1.0, 1.5, True, None, [1])
+    ],
     *[({"width": value}, TypeError, "width must be a number") for value in ("2", True, None, 1j)],
-    *[({field: value}, TypeError, f"{field} must be a whole number") for field in ("epochs", "batch_size") for value in (2.0, "2", False)],
+    *[
+        ({field: value}, TypeError, f"{field} must be a whole number")
+        for field in ("epochs", "batch_size")
+        for value in (2.0, "2", False)
+    ],
     *[({"unmix": value}, TypeError, "unmix must be true or false") for value in (1, "yes", None)],
-    *[({"milestones": value}, TypeError, "milestones must be") for value in (5, "1-2", [1.5], [True], ["1"], None)],
-    *[({field: value}, TypeError, f"{field} must be a") for field in ("dataset", "method", "profile", "device") for value in (1, None)],
+    *[
+        ({"milestones": value}, TypeError, "milestones must be")
+        for value in (5, "1-2", [1.5], [True], ["1"], None)
+    ],
+    *[
+        ({field: value}, TypeError, f"{field} must be a")
+        for field in ("dataset", "method", "profile", "device")
+        for value in (1, None)
+    ],
     ({"batch_size": 63}, ValueError, "63 .* multiple of batch_repetition 2; possible is 62"),
     ({"batch_size": 2, "batch_repetition": 3}, ValueError, "possible is 3"),
     ({"mix": "linear"}, ValueError, "unmix needs mix='cutmix'"),
-    ({"mix": "sum", "unmix": False, "mix_probability": 0.5}, ValueError, "mix_probability.*only 1 is possible"),
-    ({"method": "mixshar"}, ValueError, r"did you mean mixshare\?.*single, mimo, linear_mixmo, cut_mixmo, mixshare"),
-    ({"profile": "digit"}, ValueError, r"did you mean digits\?.*smoke, digits, cifar100-lite, paper"),
-    ({"learnin_rate": 1}, ValueError, r"unknown override 'learnin_rate' \(did you mean learning_rate\?\); possible are dataset"),
-    ({"encoder_init": "identic"}, ValueError, r"did you mean identical\?.*independent, identical, colinear"),
+    (
+        {"mix": "sum", "unmix": False, "mix_probability": 0.5},
+        ValueError,
+        "mix_probability.*only 1 is possible",
+    ),
+    (
+        {"method": "mixshar"},
+        ValueError,
+        r"did you mean mixshare\?.*single, mimo, linear_mixmo, cut_mixmo, mixshare",
+    ),
+    (
+        {"profile": "digit"},
+        ValueError,
+        r"did you mean digits\?.*smoke, digits, cifar100-lite, paper",
+    ),
+    (
+        {"learnin_rate": 1},
+        ValueError,
+        r"unknown override 'learnin_rate' \(did you mean learning_rate\?\); possible are dataset",
+    ),
+    (
+        {"encoder_init": "identic"},
+        ValueError,
+        r"did you mean identical\?.*independent, identical, colinear",
+    ),
     ({"device": "cuda:x"}, ValueError, "possible are auto, cpu, cuda"),
-    *[({field: 10**400}, ValueError, f"{field}.*possible") for field in ("width", "epochs", "seed")],
+    *[
+        ({field: 10**400}, ValueError, f"{field}.*possible")
+        for field in ("width", "epochs", "seed")
+    ],
     ({"device": "cpu\nx"}, ValueError, "possible are auto, cpu, cuda"),
     ({"zzz": 1}, ValueError, r"unknown override 'zzz'; possible are dataset"),
 ]
 
 
-@pytest.mark.parametrize(("given", "error", "message"), CASES, ids=lambda part: str(part)[:60] if isinstance(part, dict) else "")
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    CASES,
+    ids=lambda part: str(part)[:60] if isinstance(part, dict) else "",
+)
 def test_what_cannot_be_trained_is_refused_in_one_line_that_says_what_can(given, error, message):
     with pytest.raises(error, match=message) as refusal:
         RunConfig.preset(**{"profile": "paper"} | given)
     assert len(str(refusal.value).splitlines()) == 1
-    assert refusal.value._render_traceback_() == [f"{error.__name__}: {refusal.value}"]  # what IPython and Jupyter draw
+    assert refusal.value._render_traceback_() == [
+        f"{error.__name__}: {refusal.value}"
+    ]  # what IPython and Jupyter draw
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])
@@ -244,7 +382,9 @@ def test_devices_are_named_as_torch_names_them(device):
 
 
 def test_ipython_draws_a_refusal_as_its_message_alone(capsys):
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell(history_manager=None)
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell(
+        history_manager=None
+    )
     shell.run_cell("import mixshare; mixshare.RunConfig.preset('digits', method='mixshar')")
     drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).strip()
     assert drawn.startswith("ValueError: unknown method 'mixshar'") and len(drawn.splitlines()) == 1

@@ -31,12 +31,16 @@ def spoilt(request, nightly):
 
 
 @pytest.mark.parametrize("name", runs.RUN_FILES)
-def test_a_damaged_file_of_a_run_is_named_and_the_run_is_not_loaded(name, spoilt, copied, in_a_line, record_property):
+def test_a_damaged_file_of_a_run_is_named_and_the_run_is_not_loaded(
+    name, spoilt, copied, in_a_line, record_property
+):
     run, noticed = copied(), 0
     path = run.folder / name
     for blob in spoilt(path.read_bytes()):
         path.write_bytes(blob)
-        with pytest.raises(OSError, match=rf"no finished run .*({name}|SHA256SUMS|another configuration)") as caught:
+        with pytest.raises(
+            OSError, match=rf"no finished run .*({name}|SHA256SUMS|another configuration)"
+        ) as caught:
             mixshare.load(run.config)
         in_a_line(caught.value)
         noticed += 1
@@ -54,7 +58,9 @@ def test_a_name_that_damage_made_unprintable_is_told_in_a_line(letter, copied, i
 
 
 @pytest.mark.parametrize("name", [name for name in runs.RUN_FILES if name != "config.json"])
-def test_a_run_with_a_damaged_file_is_made_again_with_the_same_bits(name, copied, finished, contents):
+def test_a_run_with_a_damaged_file_is_made_again_with_the_same_bits(
+    name, copied, finished, contents
+):
     run = copied()
     path = run.folder / name
     path.write_bytes(flipped(path.read_bytes(), random.Random(1)))
@@ -64,17 +70,27 @@ def test_a_run_with_a_damaged_file_is_made_again_with_the_same_bits(name, copied
 def equal(one, other) -> bool:
     """Whether two states of tensors, lists, dictionaries and plain values are the same, to the bit."""
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return (
+            isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        )
     if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(equal(value, other[key]) for key, value in one.items())
+        )
     if isinstance(one, (list, tuple)):
         return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and one == other
 
 
-def test_a_damaged_checkpoint_is_refused_by_name_or_holds_what_it_held(spoilt, tmp_path, in_a_line, record_property):
+def test_a_damaged_checkpoint_is_refused_by_name_or_holds_what_it_held(
+    spoilt, tmp_path, in_a_line, record_property
+):
     path = tmp_path / "checkpoint.pt"
-    training.Training(RunConfig.preset("smoke"), load_data("digits-few"), torch.device("cpu")).save(path)
+    training.Training(RunConfig.preset("smoke"), load_data("digits-few"), torch.device("cpu")).save(
+        path
+    )
     whole, refused, harmless = checkpoint.load(path), 0, 0
     for blob in spoilt(path.read_bytes()):
         path.write_bytes(blob)
@@ -94,7 +110,11 @@ def test_a_damaged_archive_of_data_is_refused_by_name_or_holds_what_it_held(
 ):
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path))
     few, path = load_data("digits-few"), tmp_path / "own.npz"
-    splits = {f"{split}_{kind}": getattr(few, f"{split}_{kind}").numpy() for split in ("train", "test") for kind in ("images", "labels")}
+    splits = {
+        f"{split}_{kind}": getattr(few, f"{split}_{kind}").numpy()
+        for split in ("train", "test")
+        for kind in ("images", "labels")
+    }
     save(path, **splits, class_names=np.array(few.class_names))
     whole, refused, harmless = load_data("own"), 0, 0
     assert whole.digest == few.digest

@@ -22,7 +22,9 @@ def disk(tmp_path, monkeypatch):
     """A file system of 32 MB of the test's own, which is the outputs folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(folder))
@@ -63,36 +65,65 @@ def test_on_a_full_disk_a_run_ends_in_a_line_and_goes_on_where_it_was_once_there
     name, disk, every_epoch, monkeypatch, in_a_line, finished, contents
 ):
     folder, kept, wanted = runs.run_folder(CONFIG), {}, contents(finished().folder)
-    room = 4096 if name in ("checkpoint.pt", *runs.LARGE_FILES) else 0  # a part of the large ones finds place
+    room = (
+        4096 if name in ("checkpoint.pt", *runs.LARGE_FILES) else 0
+    )  # a part of the large ones finds place
     with monkeypatch.context() as patch:
         before_writing(name, lambda: (kept.update(contents(folder)), fill(disk, but=room)), patch)
-        with pytest.raises(OSError, match=rf"can't write .*{name}: .*; make room or rights there") as caught:
+        with pytest.raises(
+            OSError, match=rf"can't write .*{name}: .*; make room or rights there"
+        ) as caught:
             mixshare.train(CONFIG)
     in_a_line(caught.value)
     assert contents(folder) == kept  # as it was before
     (disk / "filler").unlink()
     trained, epoch = [], training.Training.epoch
-    monkeypatch.setattr(training.Training, "epoch", lambda self, step: trained.append(len(self.history)) or epoch(self, step))
+    monkeypatch.setattr(
+        training.Training,
+        "epoch",
+        lambda self, step: trained.append(len(self.history)) or epoch(self, step),
+    )
     assert contents(mixshare.train(CONFIG).folder) == wanted
-    assert trained == {"checkpoint.pt": [0, 1], "history.csv": [1]}.get(name, [])  # written after the first epoch, the others at the end
+    assert trained == {"checkpoint.pt": [0, 1], "history.csv": [1]}.get(
+        name, []
+    )  # written after the first epoch, the others at the end
 
 
-def test_a_second_checkpoint_that_finds_no_room_leaves_the_first(disk, every_epoch, monkeypatch, finished, contents):
+def test_a_second_checkpoint_that_finds_no_room_leaves_the_first(
+    disk, every_epoch, monkeypatch, finished, contents
+):
     config, written = finished(epochs=3).config, []
     folder = runs.run_folder(config)
     with monkeypatch.context() as patch:
-        before_writing("checkpoint.pt", lambda: written.append(1) or len(written) == 2 and fill(disk, but=100_000), patch)
+        before_writing(
+            "checkpoint.pt",
+            lambda: written.append(1) or len(written) == 2 and fill(disk, but=100_000),
+            patch,
+        )
         with pytest.raises(OSError, match=r"can't write .*checkpoint\.pt"):
             mixshare.train(config)
-    assert set(contents(folder)) == {"checkpoint.pt", "history.csv"} and len(runs.Run(config, folder).history) == 1
-    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)  # more room, the filler stays
+    assert (
+        set(contents(folder)) == {"checkpoint.pt", "history.csv"}
+        and len(runs.Run(config, folder).history) == 1
+    )
+    subprocess.run(
+        ["mount", "-o", "remount,size=64m", disk], check=True
+    )  # more room, the filler stays
     trained, epoch = [], training.Training.epoch
-    monkeypatch.setattr(training.Training, "epoch", lambda self, step: trained.append(len(self.history)) or epoch(self, step))
-    assert contents(mixshare.train(config).folder) == contents(finished(epochs=3).folder) and trained == [1, 2]
+    monkeypatch.setattr(
+        training.Training,
+        "epoch",
+        lambda self, step: trained.append(len(self.history)) or epoch(self, step),
+    )
+    assert contents(mixshare.train(config).folder) == contents(
+        finished(epochs=3).folder
+    ) and trained == [1, 2]
 
 
 @pytest.mark.parametrize("moment", ["while it is executed", "when it is whole"])
-def test_on_a_full_disk_a_chapter_ends_in_a_line_and_is_made_once_there_is_room(moment, disk, finished, monkeypatch, in_a_line):
+def test_on_a_full_disk_a_chapter_ends_in_a_line_and_is_made_once_there_is_room(
+    moment, disk, finished, monkeypatch, in_a_line
+):
     run = finished("single")
     folder = runs.run_folder(run.config)
     shutil.copytree(run.folder, folder)
@@ -103,20 +134,28 @@ def test_on_a_full_disk_a_chapter_ends_in_a_line_and_is_made_once_there_is_room(
             before_writing(output.name, lambda: fill(disk, but=0), patch)
         else:
             execute = chapters.only_one
-            patch.setattr(chapters, "only_one", lambda *words: fill(disk, but=8192) and execute(*words))
-        with pytest.raises(OSError, match=r"01_training(\.partial)?\.ipynb: No space left on device") as caught:
+            patch.setattr(
+                chapters, "only_one", lambda *words: fill(disk, but=8192) and execute(*words)
+            )
+        with pytest.raises(
+            OSError, match=r"01_training(\.partial)?\.ipynb: No space left on device"
+        ) as caught:
             chapters.execute(*call)
     in_a_line(caught.value)
     assert not output.exists() and runs.problem(run.config, folder) is None
     (disk / "filler").unlink()
     chapters.execute(*call)
-    assert chapters.is_current(output, chapters.chapter_path("01_training"), call[2]) and not list(folder.glob(".*.tmp"))
+    assert chapters.is_current(output, chapters.chapter_path("01_training"), call[2]) and not list(
+        folder.glob(".*.tmp")
+    )
 
 
 # ---- read-only, or gone
 
 
-def test_a_run_in_a_folder_that_can_only_be_read_is_refused_in_a_line_and_made_once_it_can_be_written(disk, in_a_line, finished, contents):
+def test_a_run_in_a_folder_that_can_only_be_read_is_refused_in_a_line_and_made_once_it_can_be_written(
+    disk, in_a_line, finished, contents
+):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(OSError, match=r"can't write .*seed-1: .*MIXSHARE_OUTPUTS") as caught:
         mixshare.train(CONFIG)
@@ -138,7 +177,9 @@ def test_a_disk_that_turns_read_only_under_a_run_ends_it_in_a_line_and_it_goes_o
 
     with monkeypatch.context() as patch:
         before_writing(name, read_only, patch)
-        with pytest.raises(OSError, match=rf"can't write .*{name}: .*; make room or rights there") as caught:
+        with pytest.raises(
+            OSError, match=rf"can't write .*{name}: .*; make room or rights there"
+        ) as caught:
             mixshare.train(CONFIG)
     in_a_line(caught.value)
     assert contents(folder) == kept
@@ -153,7 +194,9 @@ def test_a_folder_that_vanishes_while_a_run_trains_in_it_ends_the_run_in_a_line_
     folder, taken = runs.run_folder(CONFIG), []
     with monkeypatch.context() as patch:
         before_writing(name, lambda: taken or taken.append(shutil.rmtree(folder)), patch)
-        with pytest.raises(OSError, match="taken over by another process, or removed|can't write") as caught:
+        with pytest.raises(
+            OSError, match="taken over by another process, or removed|can't write"
+        ) as caught:
             mixshare.train(CONFIG)
     in_a_line(caught.value)
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)
@@ -162,18 +205,30 @@ def test_a_folder_that_vanishes_while_a_run_trains_in_it_ends_the_run_in_a_line_
 # ---- time
 
 
-def test_a_clock_that_jumps_back_an_hour_while_a_run_trains_changes_nothing(outputs, every_epoch, monkeypatch, finished, contents):
+def test_a_clock_that_jumps_back_an_hour_while_a_run_trains_changes_nothing(
+    outputs, every_epoch, monkeypatch, finished, contents
+):
     now, jumped, epoch = time.time, [], training.Training.epoch
     monkeypatch.setattr(time, "time", lambda: now() - 3600 * len(jumped))
-    monkeypatch.setattr(training.Training, "epoch", lambda self, step: jumped.append(1) or epoch(self, step))
+    monkeypatch.setattr(
+        training.Training, "epoch", lambda self, step: jumped.append(1) or epoch(self, step)
+    )
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder) and jumped
 
 
 @pytest.mark.parametrize("hours", [-1000, 1, 1000])
-def test_files_from_another_time_are_gone_on_from_as_they_are(hours, outputs, every_epoch, monkeypatch, finished, contents):
+def test_files_from_another_time_are_gone_on_from_as_they_are(
+    hours, outputs, every_epoch, monkeypatch, finished, contents
+):
     folder = runs.run_folder(CONFIG)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Training, "epoch", lambda self, step, epoch=training.Training.epoch: interrupted(self) or epoch(self, step))
+        patch.setattr(
+            training.Training,
+            "epoch",
+            lambda self, step, epoch=training.Training.epoch: (
+                interrupted(self) or epoch(self, step)
+            ),
+        )
         mixshare.train(CONFIG)
     then = time.time() + 3600 * hours
     for path in folder.iterdir():
@@ -190,12 +245,18 @@ def interrupted(run: training.Training) -> None:
 
 def test_an_hour_asleep_changes_nothing(outputs, every_epoch, monkeypatch, finished, contents):
     now, slept, epoch = time.monotonic, [], training.Training.epoch
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600 * len(slept))  # where the clock goes on in the machine's sleep
-    monkeypatch.setattr(training.Training, "epoch", lambda self, step: slept.append(1) or epoch(self, step))
+    monkeypatch.setattr(
+        time, "monotonic", lambda: now() + 3600 * len(slept)
+    )  # where the clock goes on in the machine's sleep
+    monkeypatch.setattr(
+        training.Training, "epoch", lambda self, step: slept.append(1) or epoch(self, step)
+    )
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder) and slept
 
 
-def test_a_process_that_was_stopped_for_a_while_goes_on_as_if_nothing_had_been(start, sitting, outputs, tmp_path, finished, contents):
+def test_a_process_that_was_stopped_for_a_while_goes_on_as_if_nothing_had_been(
+    start, sitting, outputs, tmp_path, finished, contents
+):
     log, gate = tmp_path / "log", tmp_path / "gate"
     process = start(sitting, CONFIG, outputs, log, gate)
     while not log.exists() or "trains epoch 0" not in log.read_text():
@@ -207,7 +268,9 @@ def test_a_process_that_was_stopped_for_a_while_goes_on_as_if_nothing_had_been(s
     assert "trains epoch 1" not in log.read_text()
     os.kill(process.pid, signal.SIGCONT)
     process.join()
-    assert process.exitcode == 0 and contents(runs.run_folder(CONFIG)) == contents(finished().folder)
+    assert process.exitcode == 0 and contents(runs.run_folder(CONFIG)) == contents(
+        finished().folder
+    )
 
 
 # ---- memory of a GPU
@@ -227,10 +290,15 @@ def test_a_gpu_without_memory_left_is_a_line_that_says_what_to_change_and_the_ru
     def full(*anything):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
 
-    for place, name, fails in ((training.Step, "__call__", fails_later), (training, "load_optimizer", full)):  # the second where it resumes
+    for place, name, fails in (
+        (training.Step, "__call__", fails_later),
+        (training, "load_optimizer", full),
+    ):  # the second where it resumes
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fails)
-            with pytest.raises(OSError, match="no memory left for this run; .* a smaller batch_size") as caught:
+            with pytest.raises(
+                OSError, match="no memory left for this run; .* a smaller batch_size"
+            ) as caught:
                 mixshare.train(CONFIG)
         in_a_line(caught.value)
         assert (runs.run_folder(CONFIG) / "checkpoint.pt").exists()

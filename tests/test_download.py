@@ -23,7 +23,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("no_proxy", "*")
     for kind in (torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100):
-        monkeypatch.setattr(kind, "url", f"http://127.0.0.1:9/{kind.filename}")  # "discard": nobody listens
+        monkeypatch.setattr(
+            kind, "url", f"http://127.0.0.1:9/{kind.filename}"
+        )  # "discard": nobody listens
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
 
@@ -38,7 +40,9 @@ def refusal(name):
 def python2_pickle(value):
     """What Python 2 and the NumPy of 2009 made of dictionaries, lists, strings, whole numbers and uint8 arrays: CIFAR's own format."""
     if isinstance(value, dict):
-        return b"}(" + b"".join(python2_pickle(item) for pair in value.items() for item in pair) + b"u"
+        return (
+            b"}(" + b"".join(python2_pickle(item) for pair in value.items() for item in pair) + b"u"
+        )
     if isinstance(value, list):
         return b"](" + b"".join(map(python2_pickle, value)) + b"e"
     if isinstance(value, int):
@@ -56,7 +60,11 @@ def python2_pickle(value):
         + 2 * python2_pickle(-1)
         + b"K\x00tb"
     )
-    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + python2_pickle("b") + b"\x87R"
+    empty = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        + python2_pickle("b")
+        + b"\x87R"
+    )
     return empty + b"(K\x01" + shape + kind + b"\x89" + python2_pickle(value.tobytes()) + b"tb"
 
 
@@ -66,15 +74,32 @@ def split(rows, seed):
 
 
 def entry(images, labels, key):
-    rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)  # all red, then all green, then all blue
-    return {"data": rows, key: labels.tolist(), "batch_label": "", "filenames": [f"{k}.png" for k in range(len(rows))]}
+    rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(
+        len(images), -1
+    )  # all red, then all green, then all blue
+    return {
+        "data": rows,
+        key: labels.tolist(),
+        "batch_label": "",
+        "filenames": [f"{k}.png" for k in range(len(rows))],
+    }
 
 
 TRAIN, TEST, NAMES = split(10, seed=1), split(4, seed=2), ["apple", "bear", "can"]
 FILES = {
-    "cifar10": {f"data_batch_{k + 1}": entry(*(x[2 * k : 2 * k + 2] for x in TRAIN), "labels") for k in range(5)}
-    | {"test_batch": entry(*TEST, "labels"), "batches.meta": {"num_cases_per_batch": 2, "label_names": NAMES}},
-    "cifar100": {"train": entry(*TRAIN, "fine_labels"), "test": entry(*TEST, "fine_labels"), "meta": {"fine_label_names": NAMES}},
+    "cifar10": {
+        f"data_batch_{k + 1}": entry(*(x[2 * k : 2 * k + 2] for x in TRAIN), "labels")
+        for k in range(5)
+    }
+    | {
+        "test_batch": entry(*TEST, "labels"),
+        "batches.meta": {"num_cases_per_batch": 2, "label_names": NAMES},
+    },
+    "cifar100": {
+        "train": entry(*TRAIN, "fine_labels"),
+        "test": entry(*TEST, "fine_labels"),
+        "meta": {"fine_label_names": NAMES},
+    },
 }
 
 
@@ -93,10 +118,14 @@ def served(folder, tmp_path, monkeypatch):
     thread.start()
 
     def offer(name):
-        kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+        kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
+            name
+        ]
         archive, md5 = tmp_path / "site" / kind.filename, {}
         with tarfile.open(archive, "w:gz") as tar:
-            for file, content in ((file, python2_pickle(value) + b".") for file, value in FILES[name].items()):
+            for file, content in (
+                (file, python2_pickle(value) + b".") for file, value in FILES[name].items()
+            ):
                 content = b"\x80\x02" + content
                 md5[file] = hashlib.md5(content).hexdigest()
                 about = tarfile.TarInfo(f"{kind.base_folder}/{file}")
@@ -105,7 +134,9 @@ def served(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{server.server_port}/{kind.filename}")
         monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
         for files in ("train_list", "test_list"):
-            monkeypatch.setattr(kind, files, [[file, md5[file]] for file, _ in getattr(kind, files)])
+            monkeypatch.setattr(
+                kind, files, [[file, md5[file]] for file, _ in getattr(kind, files)]
+            )
         monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5[kind.meta["filename"]]})
         return archive, server.asked
 
@@ -125,7 +156,9 @@ def archived(folder, name):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_torchvisions_download_gives_the_same_data_as_an_archive_and_is_made_once(name, folder, served, monkeypatch):
+def test_torchvisions_download_gives_the_same_data_as_an_archive_and_is_made_once(
+    name, folder, served, monkeypatch
+):
     _, asked = served(name)
     monkeypatch.setattr(data, "KNOWN_DIGESTS", {})
     found = load_data(name)
@@ -135,7 +168,9 @@ def test_torchvisions_download_gives_the_same_data_as_an_archive_and_is_made_onc
     for field in ("train_images", "train_labels", "test_images", "test_labels"):
         assert torch.equal(getattr(found, field), getattr(other, field))
     assert found.digest == other.digest and found.class_names == other.class_names == tuple(NAMES)
-    assert sorted(image.numpy().tobytes() for image in found.train_images) == sorted(image.tobytes() for image in TRAIN[0])
+    assert sorted(image.numpy().tobytes() for image in found.train_images) == sorted(
+        image.tobytes() for image in TRAIN[0]
+    )
 
 
 def test_an_archive_goes_before_a_download(folder, served):
@@ -145,7 +180,13 @@ def test_an_archive_goes_before_a_download(folder, served):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda x: x[: len(x) // 2], lambda x: x[:-1] + bytes([x[-1] ^ 1]), lambda x: b"<html>log in</html>", lambda x: b""]
+    "damage",
+    [
+        lambda x: x[: len(x) // 2],
+        lambda x: x[:-1] + bytes([x[-1] ^ 1]),
+        lambda x: b"<html>log in</html>",
+        lambda x: b"",
+    ],
 )
 def test_a_damaged_download_is_refused_and_the_next_attempt_starts_afresh(damage, folder, served):
     archive, _ = served("cifar10")
@@ -170,15 +211,30 @@ def test_a_download_of_cifar100_with_another_content_than_the_true_one_is_refuse
 
 
 def test_an_archive_of_cifar100_with_another_content_than_the_true_one_is_refused_by_name(folder):
-    pytest.raises(OSError, archived, folder, "cifar100").match("cifar100.npz is not cifar100.*get it again")
+    pytest.raises(OSError, archived, folder, "cifar100").match(
+        "cifar100.npz is not cifar100.*get it again"
+    )
 
 
 def test_an_unknown_data_set_is_refused_with_all_that_is_possible(folder):
     message = refusal("imagenet")
-    assert all(word in message for word in ("'imagenet'", "imagenet.npz", "digits", "digits-few", "cifar10", "cifar100", *data.KEYS))
+    assert all(
+        word in message
+        for word in (
+            "'imagenet'",
+            "imagenet.npz",
+            "digits",
+            "digits-few",
+            "cifar10",
+            "cifar100",
+            *data.KEYS,
+        )
+    )
 
 
-@pytest.mark.parametrize("name", ["../own", "a/b", "a\\b", "/etc/own", "..", ".own", "", "own\n", "C:own", "own\0"])
+@pytest.mark.parametrize(
+    "name", ["../own", "a/b", "a\\b", "/etc/own", "..", ".own", "", "own\n", "C:own", "own\0"]
+)
 def test_a_name_with_path_characters_never_reaches_the_disk(name, folder):
     (folder.parent / "own.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="dataset is .* not paths") as caught:

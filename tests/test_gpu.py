@@ -53,7 +53,9 @@ class Elsewhere:
         """The same module, its weights and statistics there."""
         for module in model.modules():
             for name, weight in module._parameters.items():
-                module._parameters[name] = weight if weight is None else nn.Parameter(self.send(weight))
+                module._parameters[name] = (
+                    weight if weight is None else nn.Parameter(self.send(weight))
+                )
             for name, value in module._buffers.items():
                 module._buffers[name] = self.send(value)
         return model
@@ -64,7 +66,12 @@ class Elsewhere:
     def batches(self, config: RunConfig, data: Data) -> Batches:
         """The batches of a run whose training set lies there."""
         found = Batches(data, config)
-        for place, name in ((found, "padded"), (found, "labels"), (found.normalise, "scale"), (found.normalise, "shift")):
+        for place, name in (
+            (found, "padded"),
+            (found, "labels"),
+            (found.normalise, "scale"),
+            (found.normalise, "shift"),
+        ):
             setattr(place, name, self.send(getattr(place, name)))
         return found
 
@@ -78,11 +85,15 @@ def test_the_loss_of_a_step_is_computed_on_the_gpu_from_what_lies_there(method, 
     draws = {name: gpu.send(value[0]) for name, value in plan.items()}
     with gpu:
         losses = member_losses(network, batches, config, draws)
-    assert losses.shape == (config.members,) and losses.device.type == "cuda" and losses.requires_grad
+    assert (
+        losses.shape == (config.members,) and losses.device.type == "cuda" and losses.requires_grad
+    )
 
 
 @METHOD
-def test_a_whole_step_is_never_looked_at_by_the_host_so_that_it_can_be_captured(method, overrides, digits):
+def test_a_whole_step_is_never_looked_at_by_the_host_so_that_it_can_be_captured(
+    method, overrides, digits
+):
     """The same on fake tensors of the processor, since gradients on a GPU's want its driver."""
     config = RunConfig.preset("smoke", method, 1, **overrides)
     plan = plan_epoch(config, 0, len(digits.train_images), *digits.shape[:2])
@@ -104,24 +115,42 @@ def test_a_whole_step_is_never_looked_at_by_the_host_so_that_it_can_be_captured(
     "study",
     [
         lambda network, images, fixed, _: features.block_importance(network, images, fixed, 1),
-        lambda network, images, fixed, _: features.bootstrap_importance(network, images, fixed, 0, replicates=5),
-        lambda network, images, fixed, _: [similarity.cka(network, images, fixed, batch=4, replicates=5)],
-        lambda network, images, fixed, labels: similarity.cross_talk(network, images, labels, fixed, replicates=5).values(),
-        lambda network, images, fixed, _: [features.kernel_norms(network), features.classifier_norms(network)],
+        lambda network, images, fixed, _: features.bootstrap_importance(
+            network, images, fixed, 0, replicates=5
+        ),
+        lambda network, images, fixed, _: [
+            similarity.cka(network, images, fixed, batch=4, replicates=5)
+        ],
+        lambda network, images, fixed, labels: similarity.cross_talk(
+            network, images, labels, fixed, replicates=5
+        ).values(),
+        lambda network, images, fixed, _: [
+            features.kernel_norms(network),
+            features.classifier_norms(network),
+        ],
         lambda network, images, fixed, _: [features.scale_free(*features.kernel_norms(network))],
-        lambda network, images, fixed, _: [features.overlap_null(*features.kernel_norms(network), permutations=7)],
+        lambda network, images, fixed, _: [
+            features.overlap_null(*features.kernel_norms(network), permutations=7)
+        ],
     ],
     ids=["importance", "bootstrap", "cka", "cross-talk", "norms", "overlap", "null"],
 )
 def test_a_study_of_a_network_on_a_gpu_stays_there(study, digits):
     gpu = Elsewhere("cuda")
     network = gpu.network(RunConfig.preset("smoke", "mixshare"), digits).eval()
-    images, labels = gpu.send(studies.inputs(digits, IMAGES).cpu()), gpu.send(digits.test_labels[:IMAGES])
+    images, labels = (
+        gpu.send(studies.inputs(digits, IMAGES).cpu()),
+        gpu.send(digits.test_labels[:IMAGES]),
+    )
     with gpu, torch.no_grad():
-        assert {found.device.type for found in study(network, images, images[:FIXED], labels)} == {"cuda"}
+        assert {found.device.type for found in study(network, images, images[:FIXED], labels)} == {
+            "cuda"
+        }
 
 
-def test_a_chapters_study_takes_a_copy_of_the_network_to_the_images_and_leaves_the_runs_own(digits, finished):
+def test_a_chapters_study_takes_a_copy_of_the_network_to_the_images_and_leaves_the_runs_own(
+    digits, finished
+):
     run = finished()
     network = studies._network(run, studies.inputs(digits, 2).to("meta"))
     assert {weight.device.type for weight in network.parameters()} == {"meta"}
@@ -145,10 +174,17 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
     for capture in (False, True):
         config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
         data = digits.to(torch.device("cuda"))
-        model = runs.build_model(config, data.shape[2], len(data.class_names)).to("cuda", memory_format=torch.channels_last).train()
+        model = (
+            runs.build_model(config, data.shape[2], len(data.class_names))
+            .to("cuda", memory_format=torch.channels_last)
+            .train()
+        )
         with execution.execution(config, torch.device("cuda")):
             step = Step(model, make_optimizer(model, config), Batches(data, config), config)
-            step.begin(plan_epoch(config, 0, len(data.train_images), *data.shape[:2]), [0.1] * 6 + [0.05] * 3)  # an epoch's
+            step.begin(
+                plan_epoch(config, 0, len(data.train_images), *data.shape[:2]),
+                [0.1] * 6 + [0.05] * 3,
+            )  # an epoch's
             for _ in range(9):
                 step()
             losses.append(step.end())
@@ -157,19 +193,29 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
 
 
 @needs_gpu
-def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(outputs, monkeypatch, captured):
+def test_on_a_gpu_runs_captured_together_and_resumed_are_what_each_is_alone_uncaptured(
+    outputs, monkeypatch, captured
+):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     chosen = dict(device="cuda", epochs=3)
-    plain = [mixshare.train(RunConfig.preset("smoke", method, 1, **chosen)) for method in ("mixshare", "single")]
+    plain = [
+        mixshare.train(RunConfig.preset("smoke", method, 1, **chosen))
+        for method in ("mixshare", "single")
+    ]
     assert captured == [False] * 6
     captured.clear()
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(outputs / "captured"))
-    configs = [RunConfig.preset("smoke", method, 1, capture=True, **chosen) for method in ("mixshare", "single")]
+    configs = [
+        RunConfig.preset("smoke", method, 1, capture=True, **chosen)
+        for method in ("mixshare", "single")
+    ]
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(
             training.Training,
             "epoch",
-            lambda self, step, epoch=training.Training.epoch: len(self.history) > 1 and 1 / 0 or epoch(self, step),
+            lambda self, step, epoch=training.Training.epoch: (
+                len(self.history) > 1 and 1 / 0 or epoch(self, step)
+            ),
         )
         mixshare.train_together(configs)
     for run, alone in zip(mixshare.train_together(configs), plain, strict=True):

@@ -17,7 +17,11 @@ from mixshare.files import project_root
 METHOD, SEEDS, EPOCHS = "single", (1, 2), 6
 GRID = f"profile: smoke\nmethods: [{METHOD}]\nseeds: {list(SEEDS)}\noverrides: [{{epochs: {EPOCHS}}}]\n"
 # How a victim is known by its command line. The shells and make between them are left to notice by themselves.
-VICTIMS = {"snakemake": "bin/snakemake", "papermill": "-m mixshare chapter", "kernel": "ipykernel_launcher"}
+VICTIMS = {
+    "snakemake": "bin/snakemake",
+    "papermill": "-m mixshare chapter",
+    "kernel": "ipykernel_launcher",
+}
 # Python runs this at its start where it lies on PYTHONPATH: it keeps a checkpoint an epoch, and logs what is trained and what is kept.
 SITE = """
 import importlib.abc, importlib.util, os, sys, time
@@ -68,13 +72,32 @@ class Batch:
         (base / "killed.yml").write_text(GRID)
         (base / "workflow").symlink_to(project_root() / "workflow")
         paths = os.pathsep.join([str(base / "site"), str(project_root())])
-        self.environment = os.environ | {"MIXSHARE_OUTPUTS": str(self.outputs), "PYTHONPATH": paths, "LOG": str(self.log)}
+        self.environment = os.environ | {
+            "MIXSHARE_OUTPUTS": str(self.outputs),
+            "PYTHONPATH": paths,
+            "LOG": str(self.log),
+        }
 
     def make(self) -> subprocess.Popen:
-        options = [f"BIN={Path(sys.executable).parent}", f"GRID={self.base / 'killed.yml'}", "CORES=2"]
-        command = ["make", "--no-print-directory", "-C", str(self.base), "-f", str(project_root() / "Makefile"), "--old-file=env", *options]
+        options = [
+            f"BIN={Path(sys.executable).parent}",
+            f"GRID={self.base / 'killed.yml'}",
+            "CORES=2",
+        ]
+        command = [
+            "make",
+            "--no-print-directory",
+            "-C",
+            str(self.base),
+            "-f",
+            str(project_root() / "Makefile"),
+            "--old-file=env",
+            *options,
+        ]
         with (self.base / "said").open("ab") as said:
-            return subprocess.Popen([*command, "grid"], env=self.environment, stdout=said, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                [*command, "grid"], env=self.environment, stdout=said, stderr=subprocess.STDOUT
+            )
 
     def living(self) -> dict[str, list[psutil.Process]]:
         """The victims that live, orphans too: all processes to which this batch's outputs folder is the outputs folder."""
@@ -83,7 +106,14 @@ class Batch:
             try:
                 if process.environ().get("MIXSHARE_OUTPUTS") == str(self.outputs):
                     words = " ".join(process.cmdline())
-                    kind = next((kind for kind, word in VICTIMS.items() if word in words and process.name() != "bash"), "other")
+                    kind = next(
+                        (
+                            kind
+                            for kind, word in VICTIMS.items()
+                            if word in words and process.name() != "bash"
+                        ),
+                        "other",
+                    )
                     found.setdefault(kind, []).append(process)
             except psutil.Error:  # it has just ended, or is another user's
                 continue
@@ -110,8 +140,14 @@ def kill_at_random(batch: Batch, chance: random.Random, most: int) -> Counter:
         while running.poll() is None and kind not in (living := batch.living()):
             time.sleep(0.02)
         if running.poll() is None:
-            victim, written, patient = chance.choice(living[kind]), batch.written(), chance.random() < 0.5
-            while patient and victim.is_running() and batch.written() == written:  # until something more is trained or kept
+            victim, written, patient = (
+                chance.choice(living[kind]),
+                batch.written(),
+                chance.random() < 0.5,
+            )
+            while (
+                patient and victim.is_running() and batch.written() == written
+            ):  # until something more is trained or kept
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 2))
             with suppress(psutil.NoSuchProcess):  # it may have ended by itself
@@ -144,7 +180,12 @@ def trained_again(log: str) -> list[str]:
 def test_whoever_is_killed_in_a_batch_one_more_make_ends_it_and_nothing_kept_is_trained_again(
     nightly, tmp_path, finished, contents, record_property
 ):
-    chance, killed, seconds, rounds, most = random.Random(0), Counter(), [], *((5, 10) if nightly else (1, 5))
+    chance, killed, seconds, rounds, most = (
+        random.Random(0),
+        Counter(),
+        [],
+        *((5, 10) if nightly else (1, 5)),
+    )
     while killed.total() < rounds * most:
         batch = Batch(tmp_path / f"batch-{len(seconds)}")
         try:
@@ -157,8 +198,15 @@ def test_whoever_is_killed_in_a_batch_one_more_make_ends_it_and_nothing_kept_is_
         assert not trained_again(batch.log.read_text())
         for seed in SEEDS:
             run = finished(METHOD, seed, epochs=EPOCHS)
-            found, wanted = contents(runs.run_folder(run.config, batch.outputs)), contents(run.folder)
-            assert {name: found[name] == wanted[name] for name in runs.RUN_FILES} == dict.fromkeys(runs.RUN_FILES, True)
-        assert (batch.outputs / "smoke" / "chapters" / "05_results-killed.ipynb").is_file() and not list(batch.outputs.rglob(".*.tmp"))
+            found, wanted = (
+                contents(runs.run_folder(run.config, batch.outputs)),
+                contents(run.folder),
+            )
+            assert {name: found[name] == wanted[name] for name in runs.RUN_FILES} == dict.fromkeys(
+                runs.RUN_FILES, True
+            )
+        assert (
+            batch.outputs / "smoke" / "chapters" / "05_results-killed.ipynb"
+        ).is_file() and not list(batch.outputs.rglob(".*.tmp"))
     record_property("killed", dict(killed))
     record_property("seconds of the last make", [round(value) for value in seconds])

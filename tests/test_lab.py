@@ -19,7 +19,10 @@ COMMITTED = project_root() / "notebooks"
 CHAPTERS = sorted(path.stem for path in COMMITTED.glob("*.ipynb"))
 PATIENCE = 600_000  # ms, until a chapter that hangs is given up
 CELL, FIGURE = ".jp-Notebook .jp-Cell", ".jp-OutputArea-output img"
-OUTPUT, ERROR = ".jp-OutputArea-output", ".jp-OutputArea-output[data-mime-type$='.stderr']"  # where a traceback would stand, or a warning
+OUTPUT, ERROR = (
+    ".jp-OutputArea-output",
+    ".jp-OutputArea-output[data-mime-type$='.stderr']",
+)  # where a traceback would stand, or a warning
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
 
 pytestmark = pytest.mark.browser
@@ -33,13 +36,19 @@ class Lab:
 
     def ask(self, path: str, method: str = "GET"):
         """What the server answers, for what no page shows."""
-        request = urllib.request.Request(f"{self.url}api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
+        request = urllib.request.Request(
+            f"{self.url}api/{path}", method=method, headers={"Authorization": f"token {self.token}"}
+        )
         with urllib.request.urlopen(request) as answer:
             return json.loads(answer.read() or "null")
 
     def kernels(self) -> list[psutil.Process]:
         """The processes of the kernels that run now."""
-        return [child for child in self.process.children() if any("ipykernel" in word for word in child.cmdline())]
+        return [
+            child
+            for child in self.process.children()
+            if any("ipykernel" in word for word in child.cmdline())
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,11 @@ def lab(jupyter_lab, tmp_path_factory):
     shutil.copytree(COMMITTED, base / "notebooks", ignore=shutil.ignore_patterns(".*"))
     another = base / "JUPYTER_DATA_DIR" / "kernels" / "python3" / "kernel.json"
     another.parent.mkdir(parents=True)
-    spec = {"argv": ["another-python", "{connection_file}"], "display_name": "Another Python", "language": "python"}
+    spec = {
+        "argv": ["another-python", "{connection_file}"],
+        "display_name": "Another Python",
+        "language": "python",
+    }
     another.write_text(json.dumps(spec))
     with jupyter_lab(base, base / "notebooks") as (process, told):
         yield Lab(process, base / "notebooks", told["url"], told["token"])
@@ -62,7 +75,10 @@ def tab(browser, lab, tmp_path):
     opened = context.new_page()
     opened.set_default_timeout(120_000)  # where the machine is busy with other things
     opened.complaints = []
-    opened.on("console", lambda message: opened.complaints.append(message.text) if message.type == "error" else None)
+    opened.on(
+        "console",
+        lambda message: opened.complaints.append(message.text) if message.type == "error" else None,
+    )
     opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
 
     def start(chapter: str):
@@ -103,7 +119,10 @@ def run_all(tab) -> None:
     tab.wait_for_function(f"{PROMPTS}.every(prompt => !/\\d/.test(prompt))")
     assert not tab.locator(FIGURE).count()
     choose(tab, "Run", "Run All Cells")
-    tab.wait_for_function(f"(prompts => /\\d/.test(prompts[0]) && !prompts.includes('[*]:'))({PROMPTS})", timeout=PATIENCE)
+    tab.wait_for_function(
+        f"(prompts => /\\d/.test(prompts[0]) && !prompts.includes('[*]:'))({PROMPTS})",
+        timeout=PATIENCE,
+    )
 
 
 def edit(tab, line: str, edited: str) -> None:
@@ -116,13 +135,19 @@ def edit(tab, line: str, edited: str) -> None:
 
 def blank(source: str) -> bool:
     """Whether a picture, as the page holds it, is of one colour."""
-    lowest, highest = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("L").getextrema()
+    lowest, highest = (
+        Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
+        .convert("L")
+        .getextrema()
+    )
     return lowest == highest
 
 
 def stand(images, count: int) -> bool:
     """Whether so many pictures of a cell stand there, with some size: a widget's come after the cell has run."""
-    loaded = images.evaluate_all("images => images.map(image => image.complete && image.width > 100)")
+    loaded = images.evaluate_all(
+        "images => images.map(image => image.complete && image.width > 100)"
+    )
     return len(loaded) >= count and all(loaded)
 
 
@@ -138,7 +163,9 @@ def saved(lab, chapter: str, count: int):
     except FileProblem:  # JupyterLab empties the file and then writes it: it may be read in between
         return None
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return cells if [cell["execution_count"] for cell in cells] == list(range(1, count + 1)) else None
+    return (
+        cells if [cell["execution_count"] for cell in cells] == list(range(1, count + 1)) else None
+    )
 
 
 class TestAChapter:
@@ -148,7 +175,9 @@ class TestAChapter:
         committed = read_json(COMMITTED / f"{chapter}.ipynb")
         cells, kernel = committed["cells"], committed["metadata"]["kernelspec"]["name"]
         # of a name that is not there JupyterLab silently takes another kernel for Python
-        assert [each["name"] for each in lab.ask("kernels")] == [kernel] and not opened.locator(".jp-Dialog").count()
+        assert [each["name"] for each in lab.ask("kernels")] == [kernel] and not opened.locator(
+            ".jp-Dialog"
+        ).count()
         run_all(opened)
         assert opened.locator(ERROR).all_text_contents() == []
         count = sum(cell["cell_type"] == "code" for cell in cells)
@@ -156,11 +185,21 @@ class TestAChapter:
         for place, cell in enumerate(cells):
             images = opened.locator(CELL).nth(place).locator(FIGURE)
             wait_for(f"the pictures of {cell['source']}", lambda: stand(images, pictures(cell)))
-            assert not any(map(blank, images.evaluate_all("images => images.map(image => image.src)"))), cell["source"]
+            assert not any(
+                map(blank, images.evaluate_all("images => images.map(image => image.src)"))
+            ), cell["source"]
         assert not opened.locator(".jp-Dialog").count() and opened.complaints == []
         opened.keyboard.press("Control+s")
-        outputs = [output for cell in wait_for("the file", lambda: saved(lab, chapter, count)) for output in cell["outputs"]]
-        assert [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"] == []
+        outputs = [
+            output
+            for cell in wait_for("the file", lambda: saved(lab, chapter, count))
+            for output in cell["outputs"]
+        ]
+        assert [
+            output
+            for output in outputs
+            if output["output_type"] == "error" or output.get("name") == "stderr"
+        ] == []
 
     def test_names_the_kernel_of_this_environment_and_nobody_has_to_choose_it(self, tab, lab):
         opened = tab("01_training")
@@ -187,7 +226,10 @@ class TestTheParametersCell:
         edit(opened, "seed: int = 1", "seed: int = 2")
         run_all(opened)
         assert opened.locator(OUTPUT, has_text="rows of seed 2: ['single, seed 2'").count() == 1
-        assert opened.locator(OUTPUT, has_text="rows of seed 1:").count() == 0 and opened.locator(ERROR).all_text_contents() == []
+        assert (
+            opened.locator(OUTPUT, has_text="rows of seed 1:").count() == 0
+            and opened.locator(ERROR).all_text_contents() == []
+        )
 
     @pytest.mark.parametrize(
         ("line", "given", "told"),
@@ -196,7 +238,9 @@ class TestTheParametersCell:
             ("method: str", "method: str = 3", "TypeError: parameter method"),
         ],
     )
-    def test_answers_what_is_not_possible_in_a_line_and_runs_nothing_more(self, tab, line, given, told):
+    def test_answers_what_is_not_possible_in_a_line_and_runs_nothing_more(
+        self, tab, line, given, told
+    ):
         opened = tab("01_training")
         edit(opened, line, given)
         run_all(opened)

@@ -42,7 +42,9 @@ def until(condition, seconds: float = 180) -> None:
         time.sleep(0.005)
 
 
-def test_the_lease_of_a_process_that_died_here_is_taken_at_once(start, sitting, outputs, tmp_path, capsys, finished, contents):
+def test_the_lease_of_a_process_that_died_here_is_taken_at_once(
+    start, sitting, outputs, tmp_path, capsys, finished, contents
+):
     log = tmp_path / "log"
     process = start(sitting, CONFIG, outputs, log, tmp_path / "gate")
     until(lambda: log.exists() and "trains epoch 0" in log.read_text())
@@ -52,16 +54,23 @@ def test_the_lease_of_a_process_that_died_here_is_taken_at_once(start, sitting, 
     begun = time.monotonic()
     with runs.only_writer(CONFIG):
         assert time.monotonic() - begun < files.LEASE_SECONDS / 10
-    assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder) and "waiting" not in capsys.readouterr().out
+    assert (
+        contents(mixshare.train(CONFIG).folder) == contents(finished().folder)
+        and "waiting" not in capsys.readouterr().out
+    )
 
 
-def test_the_lease_of_another_host_is_taken_once_it_has_been_silent_for_the_stated_time(short, outputs, capsys, finished, contents):
+def test_the_lease_of_another_host_is_taken_once_it_has_been_silent_for_the_stated_time(
+    short, outputs, capsys, finished, contents
+):
     folder = runs.run_folder(CONFIG)
     folder.mkdir(parents=True)
     with held_elsewhere(folder / ".lease"):
         begun = time.monotonic()
         assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)
-        assert time.monotonic() - begun >= SECONDS and capsys.readouterr().out.startswith("waiting for the process that trains")
+        assert time.monotonic() - begun >= SECONDS and capsys.readouterr().out.startswith(
+            "waiting for the process that trains"
+        )
 
 
 def test_the_lease_of_another_host_is_not_taken_while_its_heart_beats(short, outputs):
@@ -97,7 +106,9 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("moment", ["before its first epoch", "checkpoint.pt", runs.SUMS, "metrics.json"])
+@pytest.mark.parametrize(
+    "moment", ["before its first epoch", "checkpoint.pt", runs.SUMS, "metrics.json"]
+)
 def test_a_process_that_slept_past_its_lease_and_was_replaced_writes_nothing_and_ends_in_a_line(
     moment, short, start, sitting, outputs, tmp_path, finished, contents, in_a_line, monkeypatch
 ):
@@ -109,14 +120,19 @@ def test_a_process_that_slept_past_its_lease_and_was_replaced_writes_nothing_and
         process = start(with_a_short_lease, sitting, CONFIG, outputs, log, gate)
         until(lambda: log.exists() and "trains epoch 0" in log.read_text())
         os.kill(process.pid, signal.SIGSTOP)
-    assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)  # waits, and takes over
+    assert contents(mixshare.train(CONFIG).folder) == contents(
+        finished().folder
+    )  # waits, and takes over
     before = tree(folder)
     gate.touch()
     os.kill(process.pid, signal.SIGCONT)
     process.join()
     assert process.exitcode == 1 and tree(folder) == before
     (line,) = re.findall("^ended: (.*)$", log.read_text(), re.M)
-    assert "was taken over by another process, or removed; this one stops, and nothing is lost" in line and line.isprintable()
+    assert (
+        "was taken over by another process, or removed; this one stops, and nothing is lost" in line
+        and line.isprintable()
+    )
 
 
 def stops_writing(name: str, train, *words) -> None:
@@ -136,7 +152,9 @@ def stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_a_batch_of_several_runs_loses_only_the_run_that_was_taken(short, outputs, monkeypatch, finished, contents):
+def test_a_batch_of_several_runs_loses_only_the_run_that_was_taken(
+    short, outputs, monkeypatch, finished, contents
+):
     other, lost = RunConfig.preset("smoke", "single", 1), []
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
 
@@ -149,5 +167,7 @@ def test_a_batch_of_several_runs_loses_only_the_run_that_was_taken(short, output
         patch.setattr(training.Training, "epoch", taken)
         with pytest.raises(OSError, match="was taken over by another process, or removed"):
             mixshare.train_together([CONFIG, other])
-    assert runs.problem(CONFIG, runs.run_folder(CONFIG)) and contents(runs.run_folder(other)) == contents(finished("single").folder)
+    assert runs.problem(CONFIG, runs.run_folder(CONFIG)) and contents(
+        runs.run_folder(other)
+    ) == contents(finished("single").folder)
     assert contents(mixshare.train(CONFIG).folder) == contents(finished().folder)

@@ -19,25 +19,58 @@ from mixshare.files import project_root
 
 PROFILES = project_root() / "workflow" / "profiles"
 preset = mixshare.RunConfig.preset
-LONGER = preset("smoke", "single", 1, epochs=20)  # some seconds of training, so that it is not over before it is seen
+LONGER = preset(
+    "smoke", "single", 1, epochs=20
+)  # some seconds of training, so that it is not over before it is seen
 
 
-def snakemake(outputs: Path, *options: str, where: Path = PROFILES / "local", **config: str) -> list[str]:
+def snakemake(
+    outputs: Path, *options: str, where: Path = PROFILES / "local", **config: str
+) -> list[str]:
     """The words of a batch, by default of one smoke run, in a folder of the test's own."""
-    words = [f"{name}={value}" for name, value in ({"profile": "smoke", "methods": "single", "seeds": "1"} | config).items()]
-    command = [Path(sys.executable).with_name("snakemake"), "--snakefile", project_root() / "workflow" / "Snakefile"]
-    return [*map(str, command), "--workflow-profile", str(where), "--directory", str(outputs), *options, "--config", *words]
+    words = [
+        f"{name}={value}"
+        for name, value in (
+            {"profile": "smoke", "methods": "single", "seeds": "1"} | config
+        ).items()
+    ]
+    command = [
+        Path(sys.executable).with_name("snakemake"),
+        "--snakefile",
+        project_root() / "workflow" / "Snakefile",
+    ]
+    return [
+        *map(str, command),
+        "--workflow-profile",
+        str(where),
+        "--directory",
+        str(outputs),
+        *options,
+        "--config",
+        *words,
+    ]
 
 
 def call(outputs: Path, *options: str, **more) -> subprocess.CompletedProcess:
-    env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs), "CUDA_VISIBLE_DEVICES": ""}  # one machine's GPU is not in every plan
-    return subprocess.run(snakemake(outputs, *options, **more), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | {
+        "MIXSHARE_OUTPUTS": str(outputs),
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # one machine's GPU is not in every plan
+    return subprocess.run(
+        snakemake(outputs, *options, **more),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def begin(outputs: Path, said: Path, *options: str) -> subprocess.Popen:
     """A batch under way that makes LONGER alone, without the chapter that reads it."""
     grid, target = outputs / "longer.yml", runs.run_folder(LONGER, outputs) / "01_training.ipynb"
-    grid.write_text(f"profile: smoke\nmethods: [single]\nseeds: [1]\noverrides: [{{epochs: {LONGER.epochs}}}]\n")
+    grid.write_text(
+        f"profile: smoke\nmethods: [single]\nseeds: [1]\noverrides: [{{epochs: {LONGER.epochs}}}]\n"
+    )
     env = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
     with said.open("wb") as log:
         command = snakemake(outputs, str(target), *options, grid=str(grid))
@@ -64,7 +97,10 @@ class TestRequests:
         ids=str,
     )
     def test_time_and_memory_grow_with_what_costs_them(self, more, time, memory):
-        small, large = (needs.training_request(preset("digits", device="cpu", **fields)) for fields in ({}, more))
+        small, large = (
+            needs.training_request(preset("digits", device="cpu", **fields))
+            for fields in ({}, more)
+        )
         assert (large.minutes > small.minutes, large.megabytes > small.megabytes) == (time, memory)
 
     @pytest.mark.parametrize("profile", ["smoke", "digits", "cifar100-lite", "paper"])
@@ -72,20 +108,36 @@ class TestRequests:
         config = preset(profile)
         for ask, what in ((needs.training_request, config), (needs.study_request, [config])):
             first, second, third = (ask(what, attempt) for attempt in (1, 2, 3))
-            assert (second.minutes, second.megabytes, second.gpu) == (2 * first.minutes, 2 * first.megabytes, first.gpu)
-            assert (third.minutes, third.megabytes, third.gpu) == (4 * first.minutes, 4 * first.megabytes, first.gpu)
+            assert (second.minutes, second.megabytes, second.gpu) == (
+                2 * first.minutes,
+                2 * first.megabytes,
+                first.gpu,
+            )
+            assert (third.minutes, third.megabytes, third.gpu) == (
+                4 * first.minutes,
+                4 * first.megabytes,
+                first.gpu,
+            )
 
     def test_every_published_run_took_two_thirds_at_most_of_the_time_that_it_asks_for(self):
         took = {}
         for path in (project_root() / "outputs" / "published").glob("*/*/seed-*/metrics.json"):
-            made_by, fields = json.loads(path.read_text())["provenance"], json.loads((path.parent / "config.json").read_text())
-            where = {"device": "cpu" if made_by["device"].startswith("cpu") else "cuda"}  # a run made elsewhere than it would ask for
+            made_by, fields = (
+                json.loads(path.read_text())["provenance"],
+                json.loads((path.parent / "config.json").read_text()),
+            )
+            where = {
+                "device": "cpu" if made_by["device"].startswith("cpu") else "cuda"
+            }  # a run made elsewhere than it would ask for
             config = mixshare.RunConfig.from_dict(mixshare.config.COMMON | fields | where)
             took[str(path)] = made_by["wall_seconds"] / 60 / needs.training_request(config).minutes
         assert len(took) > 20 and max(took.values()) < 2 / 3
 
     def test_a_gpu_is_asked_for_where_one_core_would_take_hours_or_the_configuration_names_it(self):
-        asks = {profile: needs.training_request(preset(profile)).gpu for profile in ("smoke", "digits", "cifar100-lite", "paper")}
+        asks = {
+            profile: needs.training_request(preset(profile)).gpu
+            for profile in ("smoke", "digits", "cifar100-lite", "paper")
+        }
         assert asks == {"smoke": False, "digits": False, "cifar100-lite": False, "paper": True}
         assert needs.training_request(preset("smoke", device="cuda")).gpu
         assert not needs.training_request(preset("paper", device="cpu")).gpu
@@ -96,11 +148,20 @@ class TestRequests:
         minutes = [needs.study_request(configs).minutes for configs in several]
         assert minutes[1] > minutes[0] > minutes[2]
         study = targets.results("paper", ["mimo", "mixshare"], [1, 2])[-1]
-        assert study.request(2) == needs.study_request([preset("paper", m, s) for m in ("mimo", "mixshare") for s in (1, 2)], 2)
+        assert study.request(2) == needs.study_request(
+            [preset("paper", m, s) for m in ("mimo", "mixshare") for s in (1, 2)], 2
+        )
 
-    def test_small_runs_share_a_gpu_ten_at_once_those_of_the_paper_four_and_none_where_there_is_no_gpu(self, monkeypatch):
+    def test_small_runs_share_a_gpu_ten_at_once_those_of_the_paper_four_and_none_where_there_is_no_gpu(
+        self, monkeypatch
+    ):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        configs = (preset("digits"), preset("paper"), preset("paper", width=32), preset("paper", device="cpu"))
+        configs = (
+            preset("digits"),
+            preset("paper"),
+            preset("paper", width=32),
+            preset("paper", device="cpu"),
+        )
         shares = [needs.gpu_share(config) for config in configs]
         assert shares == [10, 25, 100, 0]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -112,7 +173,9 @@ class TestProfiles:
     def test_each_profile_is_one_that_this_snakemake_knows_to_the_last_key(self, name, tmp_path):
         good = call(tmp_path, "--dry-run", where=PROFILES / name)
         assert good.returncode == 0, good.stdout
-        (tmp_path / "config.yaml").write_text((PROFILES / name / "config.yaml").read_text() + "\nretrys: 2\n")
+        (tmp_path / "config.yaml").write_text(
+            (PROFILES / name / "config.yaml").read_text() + "\nretrys: 2\n"
+        )
         wrong = call(tmp_path, "--dry-run", where=tmp_path)
         assert wrong.returncode != 0 and "--retrys" in wrong.stdout
 
@@ -120,46 +183,82 @@ class TestProfiles:
         more = ("--dry-run", "--quiet", "host", "--group-components", "short=2")
         plan = call(tmp_path, *more, where=PROFILES / "slurm", seeds="1,2,3").stdout
         asked = needs.training_request(preset("smoke", "single"))
-        requests = [{"runtime": str(asked.minutes), "mem_mb": str(asked.megabytes), "gres": "", "gpu_share": "0"}] * 3
-        assert plan.count("Group job short ") == 2 and [{name: r[name] for name in requests[0]} for r in resources("run", plan)] == requests
+        requests = [
+            {
+                "runtime": str(asked.minutes),
+                "mem_mb": str(asked.megabytes),
+                "gres": "",
+                "gpu_share": "0",
+            }
+        ] * 3
+        assert (
+            plan.count("Group job short ") == 2
+            and [{name: r[name] for name in requests[0]} for r in resources("run", plan)]
+            == requests
+        )
 
     def test_a_long_run_has_a_job_of_its_own_and_a_gpu(self, tmp_path):
-        plan = call(tmp_path, "--dry-run", "--quiet", "host", where=PROFILES / "slurm", profile="paper").stdout
-        assert "Group job short" not in plan and [r["gres"] for r in resources("run", plan)] == ["gpu:1"]
+        plan = call(
+            tmp_path, "--dry-run", "--quiet", "host", where=PROFILES / "slurm", profile="paper"
+        ).stdout
+        assert "Group job short" not in plan and [r["gres"] for r in resources("run", plan)] == [
+            "gpu:1"
+        ]
 
     def test_what_the_profile_offers_to_uncomment_is_valid_and_wins(self, tmp_path):
         text = (PROFILES / "slurm" / "config.yaml").read_text()
         offered = re.sub(r"^( *)# ((?:  )*[\w-]+:(?: .*)?)$", r"\1\2", text, flags=re.M)
         keys = yaml.safe_load(offered)
-        assert set(keys["set-resources"]) == {"run", "study"} and {"slurm_partition", "slurm_account"} <= set(keys["default-resources"])
+        assert set(keys["set-resources"]) == {"run", "study"} and {
+            "slurm_partition",
+            "slurm_account",
+        } <= set(keys["default-resources"])
         (tmp_path / "config.yaml").write_text(offered)
         plan = call(tmp_path, "--dry-run", "--quiet", "host", where=tmp_path).stdout
         (run,), (study,) = resources("run", plan), resources("study", plan)
-        assert {name: run[name] for name in ("runtime", "mem_mb", "gres")} == {"runtime": "600", "mem_mb": "8000", "gres": "gpu:a100:1"}, plan
-        assert study["mem_mb"] == "16000" and {run["slurm_partition"], study["slurm_partition"]} == {"gpu"}
+        assert {name: run[name] for name in ("runtime", "mem_mb", "gres")} == {
+            "runtime": "600",
+            "mem_mb": "8000",
+            "gres": "gpu:a100:1",
+        }, plan
+        assert study["mem_mb"] == "16000" and {
+            run["slurm_partition"],
+            study["slurm_partition"],
+        } == {"gpu"}
 
 
 def test_with_slurm_nothing_is_trained_on_the_login_node():
     def recipe(*words: str) -> str:
         command = ["make", "--no-print-directory", "--dry-run", "--old-file=env", *words]
-        return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, cwd=project_root(), capture_output=True, text=True, check=True
+        ).stdout
 
     for verb in ("reproduce", "studies"):
-        assert "mixshare together digits" in recipe(verb) and "--workflow-profile workflow/profiles/local" in recipe(verb)
+        assert "mixshare together digits" in recipe(
+            verb
+        ) and "--workflow-profile workflow/profiles/local" in recipe(verb)
         there = recipe(verb, "WORKFLOW=slurm")
         assert "together" not in there and "--workflow-profile workflow/profiles/slurm" in there
     assert "--cores" not in recipe("reproduce") and "--cores 3 " in recipe("reproduce", "CORES=3")
 
 
-def test_a_killed_job_is_retried_with_twice_the_request_and_ends_the_same(tmp_path, finished, contents, trainer, wait_for):
+def test_a_killed_job_is_retried_with_twice_the_request_and_ends_the_same(
+    tmp_path, finished, contents, trainer, wait_for
+):
     said, run = tmp_path / "said", finished("single", 1, epochs=LONGER.epochs)
     folder = runs.run_folder(run.config, tmp_path)
     batch = begin(tmp_path, said, "--quiet", "host", "--retries", "1")
     wait_for("a training", lambda: trainer(folder)).kill()
     assert batch.wait(300) == 0, said.read_text()
     asked, first = resources("run", said.read_text()), needs.training_request(run.config)
-    assert [(r["runtime"], r["mem_mb"]) for r in asked] == [(str(n * first.minutes), str(n * first.megabytes)) for n in (1, 2)]
-    assert "was killed: perhaps it wanted more memory than there is" in said.read_text() and "Traceback" not in said.read_text()
+    assert [(r["runtime"], r["mem_mb"]) for r in asked] == [
+        (str(n * first.minutes), str(n * first.megabytes)) for n in (1, 2)
+    ]
+    assert (
+        "was killed: perhaps it wanted more memory than there is" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
     assert "mixshare: 1 made, 0 reused, 0 failed, 1 not begun\n" in said.read_text()
     one, two = contents(run.folder), contents(folder)
     assert [name for name in runs.RUN_FILES if one[name] != two[name]] == []
@@ -187,7 +286,9 @@ def test_many_failed_runs_are_counted_and_some_named(outputs):
         target.log.parent.mkdir(parents=True)
         target.log.touch()
     line = targets.closing(batch, set())
-    assert line.startswith("mixshare: 0 made, 0 reused, 7 failed, 1 not begun; see ") and line.endswith(" and 2 more")
+    assert line.startswith(
+        "mixshare: 0 made, 0 reused, 7 failed, 1 not begun; see "
+    ) and line.endswith(" and 2 more")
     assert line.count(".log") == 5 and "\n" not in line
 
 
@@ -197,9 +298,13 @@ class TestSideBySide:
         one, two = contents(run.folder), contents(runs.run_folder(run.config, tmp_path))
         return all(one[name] == two[name] for name in runs.RUN_FILES)
 
-    def test_two_batches_that_want_the_same_run_at_once_both_end_with_it(self, tmp_path, finished, contents):
+    def test_two_batches_that_want_the_same_run_at_once_both_end_with_it(
+        self, tmp_path, finished, contents
+    ):
         batches = [begin(tmp_path, tmp_path / f"said-{k}") for k in range(2)]
-        assert [batch.wait(300) for batch in batches] == [0, 0], [(tmp_path / f"said-{k}").read_text() for k in range(2)]
+        assert [batch.wait(300) for batch in batches] == [0, 0], [
+            (tmp_path / f"said-{k}").read_text() for k in range(2)
+        ]
         assert self.same(tmp_path, finished, contents)
         assert all("1 failed" not in (tmp_path / f"said-{k}").read_text() for k in range(2))
 

@@ -17,15 +17,22 @@ README = (project_root() / "README.md").read_text()
 
 
 def snippet(start: str) -> str:
-    (found,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.S) if text.startswith(start)]
+    (found,) = [
+        text for text in re.findall(r"```python\n(.*?)```", README, re.S) if text.startswith(start)
+    ]
     return found
 
 
-def test_the_archive_that_the_readme_makes_is_a_data_set_to_train_on(tmp_path, outputs, monkeypatch):
+def test_the_archive_that_the_readme_makes_is_a_data_set_to_train_on(
+    tmp_path, outputs, monkeypatch
+):
     subprocess.run([sys.executable, "-c", snippet("import numpy")], cwd=tmp_path, check=True)
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
     run = mixshare.train(mixshare.RunConfig.preset("digits", dataset="mine", epochs=5))
-    assert run.metrics["provenance"]["image_shape"] == [12, 12, 1] and run.metrics["accuracy_ensemble"] > 0.4
+    assert (
+        run.metrics["provenance"]["image_shape"] == [12, 12, 1]
+        and run.metrics["accuracy_ensemble"] > 0.4
+    )
 
 
 def test_a_folder_of_images_becomes_an_ensemble(tmp_path, outputs, monkeypatch):
@@ -36,7 +43,13 @@ def test_a_folder_of_images_becomes_an_ensemble(tmp_path, outputs, monkeypatch):
             picture = random.integers(0, 256, (*size, 3)) // 4 + (150 if kind == "bees" else 0)
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{n}.png")
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
-    done = subprocess.run([sys.executable, "-c", snippet("from pathlib")], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet("from pathlib")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     accuracy, folder = done.stdout.split()
     assert float(accuracy) > 0.9 and Path(folder).is_relative_to(outputs / "digits")
     provenance = mixshare.runs.Run(None, Path(folder)).metrics["provenance"]
@@ -44,13 +57,19 @@ def test_a_folder_of_images_becomes_an_ensemble(tmp_path, outputs, monkeypatch):
 
 
 def test_the_python_lines_of_the_readme_run(outputs):
-    text = snippet("import mixshare").replace('"digits"', '"smoke"').replace("epochs=10", "epochs=1")
+    text = (
+        snippet("import mixshare").replace('"digits"', '"smoke"').replace("epochs=10", "epochs=1")
+    )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"mixshare\+epochs=1 0\.\d+ \d\.\d+\n", done.stdout)
 
 
 def test_the_readmes_figure_for_a_paper_is_a_pdf_beside_it(tmp_path, outputs):
-    subprocess.run([sys.executable, "-c", snippet("from mixshare import RunConfig, figures")], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-c", snippet("from mixshare import RunConfig, figures")],
+        cwd=tmp_path,
+        check=True,
+    )
     assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -61,7 +80,11 @@ def test_every_link_of_the_readme_leads_somewhere(link):
 
 def test_every_field_that_the_readme_names_exists():
     table = README.split("## What we had to decide")[1].split("\n## ")[0]
-    fields = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.rsplit("|", 2)[-2] if row.count("|") > 3 else "")}
+    fields = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`(\w+)`", row.rsplit("|", 2)[-2] if row.count("|") > 3 else "")
+    }
     assert len(fields) >= 12 and fields <= set(mixshare.RunConfig.__dataclass_fields__)
 
 
@@ -74,9 +97,18 @@ def test_the_make_targets_that_the_readme_names_exist():
 def test_the_citation_names_the_paper_and_this_version():
     cited = yaml.safe_load((project_root() / "CITATION.cff").read_text())
     paper = cited["preferred-citation"]
-    assert cited["version"] == mixshare.__version__ and cited["type"] == "software" and cited["license"] == "MIT"
-    assert f"*{paper['title']}*, CVPR Workshops {paper['year']}, pp. {paper['start']}–{paper['end']}" in README
-    authors = [f"{author['given-names'][0]}. {author['family-names']}" for author in paper["authors"]]
+    assert (
+        cited["version"] == mixshare.__version__
+        and cited["type"] == "software"
+        and cited["license"] == "MIT"
+    )
+    assert (
+        f"*{paper['title']}*, CVPR Workshops {paper['year']}, pp. {paper['start']}–{paper['end']}"
+        in README
+    )
+    authors = [
+        f"{author['given-names'][0]}. {author['family-names']}" for author in paper["authors"]
+    ]
     assert f"{', '.join(authors[:-1])} and {authors[-1]}" in README
 
 

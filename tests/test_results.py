@@ -22,12 +22,16 @@ def frame(**accuracies) -> pd.DataFrame:
         for method, values in accuracies.items()
         for seed, value in values.items()
     ]
-    return pd.DataFrame(rows).assign(**{name: 0.5 for name in results.FIGURES if name != "accuracy_ensemble"})
+    return pd.DataFrame(rows).assign(
+        **{name: 0.5 for name in results.FIGURES if name != "accuracy_ensemble"}
+    )
 
 
 def test_a_row_of_the_table_is_the_mean_and_the_sample_deviation_over_seeds(smoke_runs):
     table = results.summary(results.per_run(smoke_runs))
-    accuracies = [run.metrics["accuracy_ensemble"] for run in smoke_runs if run.config.method == "mimo"]
+    accuracies = [
+        run.metrics["accuracy_ensemble"] for run in smoke_runs if run.config.method == "mimo"
+    ]
     assert table.loc["mimo", "n"] == 3
     assert table.loc["mimo", "accuracy_ensemble_mean"] == pytest.approx(np.mean(accuracies))
     assert table.loc["mimo", "accuracy_ensemble_std"] == pytest.approx(np.std(accuracies, ddof=1))
@@ -42,7 +46,12 @@ def test_a_figure_that_one_run_does_not_have_is_a_dash_not_a_mean_of_the_others(
 
 
 def test_one_run_has_no_spread():
-    assert results.formatted(results.summary(frame(mimo={1: 0.5})), ["accuracy_ensemble"]).loc["mimo", "ensemble accuracy, %"] == "50.00"
+    assert (
+        results.formatted(results.summary(frame(mimo={1: 0.5})), ["accuracy_ensemble"]).loc[
+            "mimo", "ensemble accuracy, %"
+        ]
+        == "50.00"
+    )
 
 
 def test_the_deep_ensemble_averages_the_logits_of_every_pair_of_single_networks(smoke_runs):
@@ -50,8 +59,13 @@ def test_the_deep_ensemble_averages_the_logits_of_every_pair_of_single_networks(
     singles = [run for run in smoke_runs if run.config.method == "single"]
     assert list(rows["seed"]) == ["1+2", "1+3", "2+3"]
     mean = (singles[0].logits.double() + singles[2].logits.double())[0] / 2
-    assert rows.loc[1, "accuracy_ensemble"] == (mean.argmax(dim=1) == singles[0].labels).double().mean().item()
-    assert rows.loc[1, "nll"] == pytest.approx(torch.nn.functional.cross_entropy(mean, singles[0].labels).item())
+    assert (
+        rows.loc[1, "accuracy_ensemble"]
+        == (mean.argmax(dim=1) == singles[0].labels).double().mean().item()
+    )
+    assert rows.loc[1, "nll"] == pytest.approx(
+        torch.nn.functional.cross_entropy(mean, singles[0].labels).item()
+    )
 
 
 def test_runs_whose_logits_are_not_published_are_in_no_deep_ensemble(copied):
@@ -68,9 +82,15 @@ def test_without_single_networks_there_is_no_deep_ensemble(smoke_runs):
 def test_paired_differences_have_the_interval_that_scipy_gives():
     single, mimo = {1: 0.50, 2: 0.55, 3: 0.52}, {1: 0.58, 2: 0.57, 3: 0.61}
     (row,) = results.paired(frame(single=single, mimo=mimo), "mimo").itertuples()
-    interval = scipy.stats.ttest_rel(list(mimo.values()), list(single.values())).confidence_interval(0.95)
+    interval = scipy.stats.ttest_rel(
+        list(mimo.values()), list(single.values())
+    ).confidence_interval(0.95)
     assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
-    assert (row.method, row.other) == ("mimo", "single") and row.n == 3 and row.difference == pytest.approx(0.19 / 3)
+    assert (
+        (row.method, row.other) == ("mimo", "single")
+        and row.n == 3
+        and row.difference == pytest.approx(0.19 / 3)
+    )
 
 
 def test_only_common_seeds_are_paired_and_one_pair_gives_no_interval():
@@ -86,7 +106,10 @@ def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_run
     model = mixshare.MimoWideResNet(depth=10, width=1, members=2, classes=10, channels=1)
     assert table.loc["mimo", "parameters"] == sum(p.numel() for p in model.parameters())
     assert table.loc["mimo", "multiply_adds"] == slow_multiply_adds(model, 16)
-    assert table.loc["mimo", "training_rows"] == 9 * 64 * 2 and table.loc["single", "training_rows"] == 4 * 64 * 2
+    assert (
+        table.loc["mimo", "training_rows"] == 9 * 64 * 2
+        and table.loc["single", "training_rows"] == 4 * 64 * 2
+    )
     for column in ("parameters", "multiply_adds", "training_rows", "latency_ms"):
         assert table.loc["deep ensemble of 2", column] == 2 * table.loc["single", column] > 0
 
@@ -116,7 +139,9 @@ def test_runs_that_are_missing_are_named(finished, copied):
     copied("mimo", 1)
     wanted = [mixshare.RunConfig.preset("smoke", method, 1) for method in ("mimo", "mixshare")]
     found = results.collect(wanted, outputs_folder())
-    assert [run.config.method for run in found.runs] == ["mimo"] and found.missing == ["mixshare seed 1: not trained"]
+    assert [run.config.method for run in found.runs] == ["mimo"] and found.missing == [
+        "mixshare seed 1: not trained"
+    ]
 
 
 def test_a_damaged_run_is_named_with_its_reason(copied):

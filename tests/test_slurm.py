@@ -15,7 +15,11 @@ import pytest
 from mixshare import runs
 from mixshare.files import project_root
 
-DAEMONS, CLIENTS, ETC = ("munged", "slurmctld", "slurmd"), ("sbatch", "squeue", "scancel", "srun", "sinfo"), Path("/etc/slurm")
+DAEMONS, CLIENTS, ETC = (
+    ("munged", "slurmctld", "slurmd"),
+    ("sbatch", "squeue", "scancel", "srun", "sinfo"),
+    Path("/etc/slurm"),
+)
 MISSING = [name for name in DAEMONS + CLIENTS if not shutil.which(name)]
 PROBLEM = (
     f"without {', '.join(MISSING)}: apt-get install -y --no-install-recommends slurm-wlm munge"
@@ -62,7 +66,11 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemor
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=16000 Gres=gpu:1
 PartitionName=main Nodes=n1,n2 Default=YES LLN=YES MaxTime=60 State=UP
 """
-RUNNING = ("--noheader", "--states=RUNNING", "--format=%i %k")  # a job's number and Snakemake's comment
+RUNNING = (
+    "--noheader",
+    "--states=RUNNING",
+    "--format=%i %k",
+)  # a job's number and Snakemake's comment
 GRES_CONF = "NodeName=n1 Name=gpu File=/dev/null\nNodeName=n2 Name=gpu File=/dev/null\n"
 
 
@@ -84,7 +92,9 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder, self.conf, self.running = folder, folder / "slurm.conf", {}
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-        self.ports = dict(zip(("slurmctld", "n1", "n2"), (each.getsockname()[1] for each in sockets)))
+        self.ports = dict(
+            zip(("slurmctld", "n1", "n2"), (each.getsockname()[1] for each in sockets))
+        )
         for each in sockets:
             each.close()
         for name in ("state", "spool-n1", "spool-n2"):
@@ -100,16 +110,24 @@ class Cluster:
     def start(self, wait_for):
         socket_, key, conf = self.folder / "munge.socket", self.folder / "munge.key", str(self.conf)
         own = [f"--{name}-file={self.folder}/munged.{name}" for name in ("pid", "log", "seed")]
-        self._start("munged", ["munged", "--force", "-F", f"--key-file={key}", f"--socket={socket_}", *own])
+        self._start(
+            "munged", ["munged", "--force", "-F", f"--key-file={key}", f"--socket={socket_}", *own]
+        )
         wait_for("munged", socket_.exists)
         self._start("slurmctld", ["slurmctld", "-D", "-c", "-f", conf])
         for node in ("n1", "n2"):
             self._start(node, ["slurmd", "-D", "-N", node, "-f", conf])
-        wait_for("two idle nodes", lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 2, every=0.5)
+        wait_for(
+            "two idle nodes",
+            lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 2,
+            every=0.5,
+        )
 
     def _start(self, name, command):
         with (self.folder / f"{name}.log").open("wb") as log:
-            self.running[name] = psutil.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env)
+            self.running[name] = psutil.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env
+            )
 
     @property
     def env(self):
@@ -129,7 +147,11 @@ class Cluster:
         steps = []
         for task in tasks:
             with suppress(psutil.NoSuchProcess):  # ended meanwhile
-                steps += [parent for parent in (task.parent(),) if parent and parent.name() == "slurmstepd"]
+                steps += [
+                    parent
+                    for parent in (task.parent(),)
+                    if parent and parent.name() == "slurmstepd"
+                ]
         for process in dict.fromkeys([daemon, *steps, *tasks]):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -147,9 +169,17 @@ class Cluster:
     def listens(self) -> set[str]:
         """The addresses on which any of its processes listens."""
         found = set()
-        for process in (*self.processes(), *with_environment("SLURMD_NODENAME", "n1"), *with_environment("SLURMD_NODENAME", "n2")):
+        for process in (
+            *self.processes(),
+            *with_environment("SLURMD_NODENAME", "n1"),
+            *with_environment("SLURMD_NODENAME", "n2"),
+        ):
             try:
-                found |= {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+                found |= {
+                    each.laddr.ip
+                    for each in process.net_connections("inet")
+                    if each.status == psutil.CONN_LISTEN
+                }
             except psutil.NoSuchProcess:
                 continue
         return found
@@ -169,7 +199,9 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, wait_for):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    links = [ETC / name for name in ("slurm.conf", "gres.conf", "cgroup.conf")]  # where srun looks, inside a job
+    links = [
+        ETC / name for name in ("slurm.conf", "gres.conf", "cgroup.conf")
+    ]  # where srun looks, inside a job
     made = not ETC.exists()
     ETC.mkdir(exist_ok=True)
     try:
@@ -192,15 +224,33 @@ class Batch:
     def __init__(self, cluster: Cluster, seeds: list[int], epochs: int):
         self.outputs, grid = cluster.folder / "outputs", cluster.folder / "long.yml"
         self.outputs.mkdir()
-        grid.write_text(f"profile: smoke\nmethods: [single]\nseeds: {seeds}\noverrides: [{{epochs: {epochs}}}]\n")
+        grid.write_text(
+            f"profile: smoke\nmethods: [single]\nseeds: {seeds}\noverrides: [{{epochs: {epochs}}}]\n"
+        )
         self.said = cluster.folder / "batch.log"
-        command = [Path(sys.executable).with_name("snakemake"), "--snakefile", project_root() / "workflow" / "Snakefile"]
-        command += ["--workflow-profile", project_root() / "workflow" / "profiles" / "slurm", "--directory", self.outputs]
-        command += ["--slurm-init-seconds-before-status-checks", "2", "--group-components", "short=2"]  # sooner, and more than one job
+        command = [
+            Path(sys.executable).with_name("snakemake"),
+            "--snakefile",
+            project_root() / "workflow" / "Snakefile",
+        ]
+        command += [
+            "--workflow-profile",
+            project_root() / "workflow" / "profiles" / "slurm",
+            "--directory",
+            self.outputs,
+        ]
+        command += [
+            "--slurm-init-seconds-before-status-checks",
+            "2",
+            "--group-components",
+            "short=2",
+        ]  # sooner, and more than one job
         command += ["--config", f"grid={grid}"]
         env = cluster.env | {"MIXSHARE_OUTPUTS": str(self.outputs)}
         with self.said.open("wb") as log:
-            self.process = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                list(map(str, command)), env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
 
     def caught(self, trainer, but: str = "") -> psutil.Process | None:
         """A process that trains a run, for another Slurm job than `but`: stopped, for a run may end sooner than a test acts."""
@@ -214,9 +264,16 @@ class Batch:
         return None
 
 
-def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_the_same(cluster, finished, contents, trainer, wait_for):
-    seeds, epochs = [1, 2, 3], 20  # some seconds of training, so that none is over before it is seen
-    batch = Batch(cluster, seeds, epochs)  # a job of two short runs, one of the third, a node each, then the chapter that reads all three
+def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_the_same(
+    cluster, finished, contents, trainer, wait_for
+):
+    seeds, epochs = (
+        [1, 2, 3],
+        20,
+    )  # some seconds of training, so that none is over before it is seen
+    batch = Batch(
+        cluster, seeds, epochs
+    )  # a job of two short runs, one of the third, a node each, then the chapter that reads all three
     kernel = wait_for("a training", lambda: batch.caught(trainer))
     killed = kernel.environ()["SLURM_JOB_ID"]
     another = wait_for("a training of the other job", lambda: batch.caught(trainer, but=killed))
@@ -224,13 +281,25 @@ def test_jobs_killed_or_cancelled_or_whose_node_is_lost_are_made_again_and_end_t
     kernel.kill()
     assert cluster.listens() == {"127.0.0.1"}
     cluster.lose(node)
-    cancelled = wait_for("the chapter's job", lambda: re.findall(r"^(\d+) rule_study", cluster.ask("squeue", *RUNNING), re.M), 300, 0.5)[0]
+    cancelled = wait_for(
+        "the chapter's job",
+        lambda: re.findall(r"^(\d+) rule_study", cluster.ask("squeue", *RUNNING), re.M),
+        300,
+        0.5,
+    )[0]
     subprocess.run(["scancel", cancelled], env=cluster.env, check=True)
     assert batch.process.wait(200) == 0, batch.said.read_text()
 
     said = batch.said.read_text()
-    assert "mixshare: 4 made, 0 reused, 0 failed, 0 not begun" in said and said.count("Trying to restart job") == 2
-    assert "the process that ran" in said and "was killed: perhaps it wanted more memory than there is" in said and "Traceback" not in said
+    assert (
+        "mixshare: 4 made, 0 reused, 0 failed, 0 not begun" in said
+        and said.count("Trying to restart job") == 2
+    )
+    assert (
+        "the process that ran" in said
+        and "was killed: perhaps it wanted more memory than there is" in said
+        and "Traceback" not in said
+    )
     (other,) = {"n1", "n2"} - {node}
     again, chapter = sorted(set(ends := cluster.ends()) - {killed, lost, cancelled}, key=int)
     asked = {job: ends[job][0][2:] for job in ends}

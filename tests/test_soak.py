@@ -12,7 +12,9 @@ from scipy import stats
 
 import mixshare
 
-NETWORK = 78_356 * 4 + 1  # bytes of a smoke network's weights: less than what a run would leave that left only them
+NETWORK = (
+    78_356 * 4 + 1
+)  # bytes of a smoke network's weights: less than what a run would leave that left only them
 
 
 def soak(count: int, outputs: Path, measured: Path) -> None:
@@ -21,7 +23,9 @@ def soak(count: int, outputs: Path, measured: Path) -> None:
     found = []
     for seed in range(count):
         begun = time.perf_counter()
-        run = mixshare.train(mixshare.RunConfig.preset("smoke", ("mixshare", "single")[seed % 2], seed, epochs=1))
+        run = mixshare.train(
+            mixshare.RunConfig.preset("smoke", ("mixshare", "single")[seed % 2], seed, epochs=1)
+        )
         assert len(run.history) == 1 and run.metrics and run.model
         del run
         gc.collect()
@@ -35,14 +39,24 @@ def slope(values: np.ndarray) -> tuple[float, float, float]:
     return found.slope, found.low_slope, found.high_slope
 
 
-def test_the_memory_of_a_process_does_not_grow_with_the_runs_that_it_trains(nightly, start, tmp_path, record_property):
+def test_the_memory_of_a_process_does_not_grow_with_the_runs_that_it_trains(
+    nightly, start, tmp_path, record_property
+):
     count, measured = 200 if nightly else 20, tmp_path / "measured"
     process = start(soak, count, tmp_path / "outputs", measured)
     process.join()
     assert process.exitcode == 0
-    memory, seconds = np.array(json.loads(measured.read_text()))[count // 4 :].T  # what is loaded once is loaded by then
+    memory, seconds = np.array(json.loads(measured.read_text()))[
+        count // 4 :
+    ].T  # what is loaded once is loaded by then
     grows, low, high = slope(memory / 1e3)
     slower, faster_least, slower_most = slope(1e3 * seconds)
-    record_property("memory", f"{grows:+.2f} kB a run ({low:+.2f} to {high:+.2f}), {memory[-1] / 1e6:.0f} MB after {count} runs")
-    record_property("time", f"{slower:+.2f} ms a run ({faster_least:+.2f} to {slower_most:+.2f}), median {np.median(seconds):.2f} s a run")
+    record_property(
+        "memory",
+        f"{grows:+.2f} kB a run ({low:+.2f} to {high:+.2f}), {memory[-1] / 1e6:.0f} MB after {count} runs",
+    )
+    record_property(
+        "time",
+        f"{slower:+.2f} ms a run ({faster_least:+.2f} to {slower_most:+.2f}), median {np.median(seconds):.2f} s a run",
+    )
     assert 1e3 * grows < NETWORK / 3

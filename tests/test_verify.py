@@ -13,7 +13,9 @@ import mixshare
 from mixshare import __main__, metrics, runs, verify
 from mixshare.files import published_folder
 
-LAST = [f"accuracy_{which}, from the last row of history.csv" for which in ("ensemble", "individual")]
+LAST = [
+    f"accuracy_{which}, from the last row of history.csv" for which in ("ensemble", "individual")
+]
 
 
 @pytest.fixture
@@ -26,7 +28,9 @@ def lines(capsys):
         found = dict(line.split(": ", 1) for line in checks)
         bad = sum(verdict.startswith("DIFFERENT") for verdict in found.values())
         told = "is what it says" if fine else "is NOT what it says"
-        assert last.startswith(f"in all: {bad or 'none'} of {len(found)} checks different; ") and last.endswith(told)
+        assert last.startswith(
+            f"in all: {bad or 'none'} of {len(found)} checks different; "
+        ) and last.endswith(told)
         return fine, found
 
     return look
@@ -61,15 +65,27 @@ def test_a_run_is_what_it_says_and_comes_out_again_from_scratch_to_the_bit(copie
         for how in ("from the saved answers", "from the saved weights", "trained from scratch"):
             assert found[f"{name}, {how}"] == verify.EQUAL
     assert found["answers of the saved weights"] == verify.EQUAL
-    assert found["weights.safetensors, trained from scratch"] == found["history.csv, trained from scratch"] == verify.EQUAL
+    assert (
+        found["weights.safetensors, trained from scratch"]
+        == found["history.csv, trained from scratch"]
+        == verify.EQUAL
+    )
 
 
-def test_a_published_run_is_what_it_says_and_its_chapter_comes_out_again(outputs, lines, monkeypatch):
+def test_a_published_run_is_what_it_says_and_its_chapter_comes_out_again(
+    outputs, lines, monkeypatch
+):
     run, sessions = verify.subprocess.run, []
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook that verifies")
-    monkeypatch.setattr(verify.subprocess, "run", lambda *words, **options: sessions.append(session()) or run(*words, **options))
+    monkeypatch.setattr(
+        verify.subprocess,
+        "run",
+        lambda *words, **options: sessions.append(session()) or run(*words, **options),
+    )
     fine, found = lines(published_folder() / "digits" / "single" / "seed-1")
-    assert fine and found["chapter 01, executed again by nbval"].startswith("its outputs come out again (")
+    assert fine and found["chapter 01, executed again by nbval"].startswith(
+        "its outputs come out again ("
+    )
     assert sessions == [None] and session() == "a notebook that verifies"
     assert not outputs.exists()  # nothing of it stays
 
@@ -80,7 +96,11 @@ def test_a_run_published_without_its_answers_gets_them_from_its_weights_and_its_
     run, problems = verify.subprocess.run, []
     config = mixshare.RunConfig.preset("digits", "single", 1)
     monkeypatch.setattr(
-        verify.subprocess, "run", lambda *words, **how: problems.append(runs.problem(config, runs.run_folder(config))) or run(*words, **how)
+        verify.subprocess,
+        "run",
+        lambda *words, **how: (
+            problems.append(runs.problem(config, runs.run_folder(config))) or run(*words, **how)
+        ),
     )
     for path in (published_folder() / "digits" / "single" / "seed-1").iterdir():
         if path.name != "test_logits.npz":
@@ -93,7 +113,9 @@ def test_a_run_published_without_its_answers_gets_them_from_its_weights_and_its_
     assert found["chapter 01, executed again by nbval"].startswith("its outputs come out again (")
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "test_logits.npz", "weights.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "history.csv", "test_logits.npz", "weights.safetensors", "config.json"]
+)
 def test_a_file_with_one_changed_byte_is_named_and_fails(name, copied, lines):
     path = copied("mixshare", 1).folder / name
     content = bytearray(path.read_bytes())
@@ -112,7 +134,11 @@ def test_one_changed_digit_fails_even_with_its_digest_renewed(copied, lines):
 def test_what_is_no_number_is_different_from_every_number(value, copied, lines):
     run = copied("mixshare", 1)
     rewrite(run, nll=value, nll_members=[run.metrics["nll_members"][0], value])
-    found = [f"{name}, from the saved {what}" for what in ("answers", "weights") for name in ("nll", "nll_members")]
+    found = [
+        f"{name}, from the saved {what}"
+        for what in ("answers", "weights")
+        for name in ("nll", "nll_members")
+    ]
     assert different(*lines(run.folder)) == found
 
 
@@ -141,13 +167,22 @@ def test_metrics_json_that_holds_nothing_is_different_in_everything(copied, line
     (run.folder / "metrics.json").write_text("[]")
     runs.write_sums(run.folder)
     fine, found = lines(run.folder)
-    assert not fine and found["configuration"] == "DIFFERENT" and found["nll, from the saved answers"] == "DIFFERENT, not in metrics.json"
+    assert (
+        not fine
+        and found["configuration"] == "DIFFERENT"
+        and found["nll, from the saved answers"] == "DIFFERENT, not in metrics.json"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "checks"),
     [
-        (lambda history: history.assign(test_accuracy_ensemble=lambda rows: rows["test_accuracy_ensemble"] + 1e-9), LAST[:1]),
+        (
+            lambda history: history.assign(
+                test_accuracy_ensemble=lambda rows: rows["test_accuracy_ensemble"] + 1e-9
+            ),
+            LAST[:1],
+        ),
         (lambda history: history.drop(columns="test_accuracy_individual"), LAST[1:]),
         (lambda history: history[:0], ["number of epochs in history.csv", *LAST]),
         (lambda history: pd.concat([history, history[-1:]]), ["number of epochs in history.csv"]),
@@ -171,13 +206,19 @@ def test_weights_that_did_not_give_the_answers_fail_even_with_their_digest_renew
 
 
 @pytest.mark.parametrize(("flipped", "verdict"), [(2, verify.WITHIN), (3, verify.DIFFERENT)])
-def test_a_machine_of_another_type_may_answer_two_images_of_500_otherwise_and_no_more(flipped, verdict):
+def test_a_machine_of_another_type_may_answer_two_images_of_500_otherwise_and_no_more(
+    flipped, verdict
+):
     logits, labels = torch.zeros(1, 500, 10).half(), torch.zeros(500, dtype=torch.long)
     logits[..., 0] = 0.01
     other = logits.clone()
     other[:, :flipped, 1] = 0.02
     here, there = metrics.evaluate(other, labels), metrics.evaluate(logits, labels)
-    verdicts = dict(verify._figures("there", here, {"accuracy_ensemble": there["accuracy_ensemble"]}, verify.EVALUATED))
+    verdicts = dict(
+        verify._figures(
+            "there", here, {"accuracy_ensemble": there["accuracy_ensemble"]}, verify.EVALUATED
+        )
+    )
     assert verdicts["accuracy_ensemble, there"].startswith(f"{verdict}, by 0.00")
 
 
@@ -185,7 +226,10 @@ class TestTrainedFromScratch:
     @pytest.fixture
     def spoilt(self, copied, monkeypatch):
         """A run that comes out as another one when it is trained again."""
-        run, other = copied("single", 1), mixshare.train(mixshare.RunConfig.preset("smoke", "single", 2))
+        run, other = (
+            copied("single", 1),
+            mixshare.train(mixshare.RunConfig.preset("smoke", "single", 2)),
+        )
         monkeypatch.setattr(verify.training, "train", lambda config: other)
         return run
 
@@ -193,32 +237,50 @@ class TestTrainedFromScratch:
         fine, found = lines(spoilt.folder, retrain=True)
         assert not fine and found["nll, trained from scratch"].startswith("DIFFERENT, by ")
 
-    def test_other_bits_are_different_in_the_environment_that_made_it_and_only_told_in_another(self, spoilt, lines):
-        checks = [f"{name}, trained from scratch" for name in ("weights.safetensors", "history.csv")]
+    def test_other_bits_are_different_in_the_environment_that_made_it_and_only_told_in_another(
+        self, spoilt, lines
+    ):
+        checks = [
+            f"{name}, trained from scratch" for name in ("weights.safetensors", "history.csv")
+        ]
         assert set(checks) < set(different(*lines(spoilt.folder, retrain=True)))
         made_by = spoilt.metrics["provenance"]
-        for other in ({"torch": "2.0.0"}, {"earlier_environments": [{"torch": "2.0.0"}]}, {"threads": 2}):
+        for other in (
+            {"torch": "2.0.0"},
+            {"earlier_environments": [{"torch": "2.0.0"}]},
+            {"threads": 2},
+        ):
             rewrite(spoilt, provenance=made_by | other)
             _, found = lines(spoilt.folder, retrain=True)
             assert [found[check][:10] for check in checks] == ["other bits"] * 2, other
 
 
-def test_each_kind_of_run_that_is_published_of_the_digits_comes_out_again_from_scratch(nightly, outputs, lines):
+def test_each_kind_of_run_that_is_published_of_the_digits_comes_out_again_from_scratch(
+    nightly, outputs, lines
+):
     if not nightly:
         pytest.skip("trains for the better part of an hour: make nightly")
-    folders = sorted(path.parent for path in (published_folder() / "digits").glob("*/seed-1/metrics.json"))
+    folders = sorted(
+        path.parent for path in (published_folder() / "digits").glob("*/seed-1/metrics.json")
+    )
     found = {folder.parent.name: different(*lines(folder, retrain=True)) for folder in folders}
     assert len(found) > 20 and found == dict.fromkeys(found, [])
 
 
 @pytest.mark.parametrize("without", ["nbval", "pytest"])
-def test_without_what_executes_a_chapter_a_sound_run_is_not_called_different(without, outputs, tmp_path, monkeypatch, in_a_line, capsys):
+def test_without_what_executes_a_chapter_a_sound_run_is_not_called_different(
+    without, outputs, tmp_path, monkeypatch, in_a_line, capsys
+):
     if without == "nbval":
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:nbval")
     else:
-        (tmp_path / "pytest").mkdir()  # an empty folder of that name comes before the installed one, and can't be run
+        (
+            tmp_path / "pytest"
+        ).mkdir()  # an empty folder of that name comes before the installed one, and can't be run
         (tmp_path / "pytest" / "__init__.py").touch()
-        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.setenv(
+            "PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        )
     with pytest.raises(OSError, match=r"pip install 'mixshare\[notebooks,test\]'") as caught:
         verify.verify(published_folder() / "digits" / "single" / "seed-1")
     assert in_a_line(caught.value) and "DIFFERENT" not in capsys.readouterr().out
@@ -233,7 +295,9 @@ def test_a_chapter_whose_output_was_changed_fails(outputs, lines, tmp_path):
     chapter.write_text(text.replace("1,297 train", "1,298 train"))
     assert chapter.read_text() != text
     fine, found = lines(tmp_path)
-    assert not fine and found["chapter 01, executed again by nbval"].startswith("DIFFERENT (1 failed")
+    assert not fine and found["chapter 01, executed again by nbval"].startswith(
+        "DIFFERENT (1 failed"
+    )
 
 
 def test_the_command_says_it_with_its_exit_status(copied, monkeypatch, tmp_path, capsys):
@@ -243,4 +307,6 @@ def test_the_command_says_it_with_its_exit_status(copied, monkeypatch, tmp_path,
     (run.folder / "history.csv").write_text("epoch\n")
     assert __main__.main() == 1
     monkeypatch.setattr("sys.argv", ["mixshare", "verify", str(tmp_path / "nowhere")])
-    assert __main__.main() == 1 and "holds no run; possible is such as RUN=" in capsys.readouterr().err
+    assert (
+        __main__.main() == 1 and "holds no run; possible is such as RUN=" in capsys.readouterr().err
+    )

@@ -27,7 +27,9 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         left = axes[0, 0]
         for y, name in enumerate(methods):
             values = 100 * rows.loc[rows["method"] == name, "accuracy_ensemble"]
-            left.plot(values, np.full(len(values), y), **look(name) | {"linestyle": "none"}, alpha=0.7)
+            left.plot(
+                values, np.full(len(values), y), **look(name) | {"linestyle": "none"}, alpha=0.7
+            )
             left.plot([values.mean()], [y], "|", color="black", markersize=9, markeredgewidth=1.2)
         left.set(yticks=range(len(methods)), yticklabels=names, ylim=(len(methods) - 0.5, -0.5))
         left.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
@@ -38,7 +40,9 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
                 interval(right, methods.index(pair.other), values, **look(pair.other))
             right.axvline(0, color="black", linewidth=0.6)
             right.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-            right.set_xlabel(f"{title(method)} minus this one, same seed,\npercentage points (mean, 95 % t interval)")
+            right.set_xlabel(
+                f"{title(method)} minus this one, same seed,\npercentage points (mean, 95 % t interval)"
+            )
     return figure
 
 
@@ -52,7 +56,10 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     baselines = differences["method"].str.split("+").str[0]
     differences = differences[differences["line"] != baselines]
     values, columns = sorted(rows[field].unique()), 1 + bool(len(differences))
-    with drawing(2, columns, "full" if columns == 2 else "column", 3.7, sharex=True) as (figure, axes):
+    with drawing(2, columns, "full" if columns == 2 else "column", 3.7, sharex=True) as (
+        figure,
+        axes,
+    ):
         for (name, scale, label, unit), (left, *rights) in zip(_ALONG, axes, strict=True):
             _lines(left, rows, field, lines, name, scale)
             left.set_ylabel(label)
@@ -71,20 +78,36 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     return figure
 
 
-def _lines(panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float) -> None:
+def _lines(
+    panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float
+) -> None:
     for line in lines:
         runs = rows[rows["line"] == line]
-        panel.plot(runs[field], scale * runs[name], **look(line) | {"linestyle": "none"}, markersize=2.5, alpha=0.5)
+        panel.plot(
+            runs[field],
+            scale * runs[name],
+            **look(line) | {"linestyle": "none"},
+            markersize=2.5,
+            alpha=0.5,
+        )
         means = scale * runs.groupby(field)[name].mean()
         panel.plot(means.index, means, label=title(line), **look(line))
 
 
-def _intervals(panel: Axes, differences: pd.DataFrame, field: str, lines: Sequence[str], scale: float) -> None:
+def _intervals(
+    panel: Axes, differences: pd.DataFrame, field: str, lines: Sequence[str], scale: float
+) -> None:
     for k, line in enumerate(lines):
         pairs = differences[differences["line"] == line].sort_values(field)
         beside = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of one value side by side
         for place, pair in zip(beside, pairs.itertuples(), strict=True):
-            interval(panel, place, (scale * pair.low, scale * pair.difference, scale * pair.high), upright=True, **look(line))
+            interval(
+                panel,
+                place,
+                (scale * pair.low, scale * pair.difference, scale * pair.high),
+                upright=True,
+                **look(line),
+            )
         panel.plot(beside, scale * pairs["difference"], **look(line) | {"marker": "none"})
     panel.axhline(0, color="black", linewidth=0.6)
 

@@ -16,8 +16,18 @@ def time_spent(shares: pd.DataFrame) -> Figure:
     with drawing(1, 1, "column", 1.0 + 0.28 * len(shares)) as (figure, axes):
         panel, left = axes[0, 0], np.zeros(len(shares))
         shades = plt.get_cmap()(np.linspace(0, 0.85, shares.shape[1]))
-        for kind, shade, hatch in zip(shares, shades, np.resize(HATCHES, shares.shape[1]), strict=True):
-            panel.barh(list(shares.index), 100 * shares[kind], left=left, color=shade, label=kind, hatch=hatch, edgecolor="white")
+        for kind, shade, hatch in zip(
+            shares, shades, np.resize(HATCHES, shares.shape[1]), strict=True
+        ):
+            panel.barh(
+                list(shares.index),
+                100 * shares[kind],
+                left=left,
+                color=shade,
+                label=kind,
+                hatch=hatch,
+                edgecolor="white",
+            )
             left = left + 100 * shares[kind].to_numpy()
         panel.set(xlim=(0, 100), xlabel="share of a step's time, %")
         panel.invert_yaxis()
@@ -35,7 +45,10 @@ def growths(table: pd.DataFrame, exponents: dict[str, float]) -> Figure:
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(found["size"], found["size"].astype(str))
-            panel.set(xlabel=what.replace("_", " ") + (", pixels" if what == "side" else ""), title=f"power {power:.2f}")
+            panel.set(
+                xlabel=what.replace("_", " ") + (", pixels" if what == "side" else ""),
+                title=f"power {power:.2f}",
+            )
         axes[0, 0].set_ylabel("milliseconds a step")
         axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0, 0].yaxis.set_major_formatter("{x:g}")

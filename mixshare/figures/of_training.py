@@ -25,7 +25,10 @@ def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept:
     columns += [(f"mask {m + 1}", masks[m, :, 0], (0, 1)) for m in range(members)]
     columns += [("mixed\nencoding", mixed, None), ("features", features, (0, most))]
     columns += [(f"kept for\nclassifier {m + 1}", kept[m], (0, most)) for m in range(members)]
-    with drawing(rows, len(columns), "full", WIDTHS["full"] / len(columns) * rows + 0.35) as (figure, axes):
+    with drawing(rows, len(columns), "full", WIDTHS["full"] / len(columns) * rows + 0.35) as (
+        figure,
+        axes,
+    ):
         for column, (title, pictures, limits) in enumerate(columns):
             axes[0, column].set_title(title, loc="center")
             for row in range(rows):
@@ -66,7 +69,13 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         left.plot(epochs, history["loss"], color=color)
         left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
         right.plot(epochs, 100 * history["test_accuracy_ensemble"], color=color, label="ensemble")
-        right.plot(epochs, 100 * history["test_accuracy_individual"], color=color, linestyle=":", label="individual, mean")
+        right.plot(
+            epochs,
+            100 * history["test_accuracy_individual"],
+            color=color,
+            linestyle=":",
+            label="individual, mean",
+        )
         right.set(xlabel="epochs trained", ylabel="test accuracy, %")
         right.set_ylim(top=min(100.5, right.get_ylim()[1]))
         for panel in (left, right):
@@ -81,18 +90,26 @@ def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequen
     images (R, H, W, C) uint8; probabilities (M + 1, R, K), the ensemble's last; labels (R,).
     """
     members, rows, classes = probabilities.shape
-    titles = [textwrap.fill(names[int(label)].replace("_", " "), 10, break_long_words=False) for label in labels]
+    titles = [
+        textwrap.fill(names[int(label)].replace("_", " "), 10, break_long_words=False)
+        for label in labels
+    ]
     height = 1.25 + 0.16 * members + 0.1 * max(title.count("\n") for title in titles)
     with drawing(2, rows, "full", height, height_ratios=(0.8, 0.16 * members)) as (figure, axes):
         for row in range(rows):
             axes[0, row].imshow(images[row].squeeze().numpy(), cmap="gray")
             axes[0, row].set_title(titles[row], loc="center")
             axes[0, row].set_axis_off()
-            shown = axes[1, row].imshow(probabilities[:, row].numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+            shown = axes[1, row].imshow(
+                probabilities[:, row].numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto"
+            )
             axes[1, row].set(xticks=[], yticks=[])
             axes[1, row].spines[:].set_visible(True)
             axes[1, row].grid(False)
-        axes[1, 0].set(yticks=range(members), yticklabels=[*(f"member {m}" for m in range(1, members)), "ensemble"])
+        axes[1, 0].set(
+            yticks=range(members),
+            yticklabels=[*(f"member {m}" for m in range(1, members)), "ensemble"],
+        )
         figure.supxlabel(f"{classes} classes, from {names[0]} to {names[-1]}".replace("_", " "))
         scale(shown, "probability", ticks=(0, 1))
     return figure

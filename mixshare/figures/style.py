@@ -39,7 +39,10 @@ MEMBERS = ("#004488", "#DDAA33")
 BOTH = "#6F775E"
 FAINT = "#BBBBBB"  # frames, and what chance would give
 
-SAVED = {".png": {"Software": None}, ".pdf": {"Creator": None, "Producer": None, "CreationDate": None}}  # without time and version
+SAVED = {
+    ".png": {"Software": None},
+    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}  # without time and version
 
 
 def look(method: str) -> dict[str, Any]:
@@ -53,13 +56,17 @@ def house() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def drawing(rows: int, columns: int, width: str, height: float, **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+def drawing(
+    rows: int, columns: int, width: str, height: float, **options: Any
+) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure in the house style and its axes (rows, columns); closed for pyplot, so that a chapter shows it once, as a cell's value.
 
     width: one of WIDTHS; height in inches.
     """
     with house():
-        figure, axes = plt.subplots(rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options
+        )
         try:
             yield figure, axes
         finally:
@@ -68,7 +75,9 @@ def drawing(rows: int, columns: int, width: str, height: float, **options: Any) 
 
 def key(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
     """A legend of a panel's labels above all panels, where it covers nothing; the label `last` comes last."""
-    entries = sorted(zip(*panel.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == last)
+    entries = sorted(
+        zip(*panel.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == last
+    )
     figure.legend(*zip(*entries, strict=True), loc="outside upper right", ncols=columns)
 
 
@@ -79,10 +88,20 @@ def scale(shown: AxesImage, label: str, ticks: Sequence[float] | None = None) ->
     shown.figure.colorbar(shown, cax=place, label=label, ticks=ticks).outline.set_linewidth(0)
 
 
-def interval(panel: Axes, place: float, values: tuple[float, float, float], upright: bool = False, **looks: Any) -> None:
+def interval(
+    panel: Axes,
+    place: float,
+    values: tuple[float, float, float],
+    upright: bool = False,
+    **looks: Any,
+) -> None:
     """A marker at the middle of (low, middle, high), and a line from low to high, across the panel or upright."""
     beside = [place] * 3
-    panel.plot(*((beside, values) if upright else (values, beside)), **looks | {"linestyle": "-"}, markevery=[1])
+    panel.plot(
+        *((beside, values) if upright else (values, beside)),
+        **looks | {"linestyle": "-"},
+        markevery=[1],
+    )
 
 
 def save(figure: Figure, path: Path | str) -> None:
@@ -92,7 +111,9 @@ def save(figure: Figure, path: Path | str) -> None:
     """
     path = Path(path)
     if path.suffix not in SAVED:
-        raise InvalidValue(f"a figure can't be saved as {path.name!r}; possible are names that end in {', '.join(SAVED)}")
+        raise InvalidValue(
+            f"a figure can't be saved as {path.name!r}; possible are names that end in {', '.join(SAVED)}"
+        )
     write(path, lambda beside: print_to(beside, figure, path.suffix))
 
 
@@ -100,5 +121,7 @@ def print_to(file: Path | IO[bytes], figure: Figure, suffix: str, **options: Any
     """Write a figure in the house style, the same bytes each time, to a file of any name or one that is open; suffix: one of SAVED."""
     with house():
         for panel in filter(Axes.get_subplotspec, figure.axes):
-            panel.set_subplotspec(panel.get_subplotspec())  # back to the start: a layout builds on the last one
+            panel.set_subplotspec(
+                panel.get_subplotspec()
+            )  # back to the start: a layout builds on the last one
         figure.savefig(file, format=suffix.removeprefix("."), metadata=SAVED[suffix], **options)
