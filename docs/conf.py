@@ -1,4 +1,4 @@
-"""The book, for Sphinx: `make book` has `mixshare.book` put the pages together and call it. Nothing is executed, nothing is fetched."""
+"""Sphinx's configuration for the book, which book.py calls; nothing is executed or downloaded."""
 
 import re
 import unicodedata
@@ -8,15 +8,13 @@ from latex2mathml.converter import convert
 
 import mixshare
 
-project, author, copyright = (
-    "mixshare",
-    "the mixshare authors",
-    "2026 the mixshare authors, MIT licence",
-)
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+project, author = "mixshare", "the mixshare authors"
+copyright = f"2026 {author}, MIT licence"
+extensions = ["myst_nb"]
+extensions += [f"sphinx.ext.{name}" for name in ("autodoc", "autosummary", "napoleon")]
 myst_enable_extensions = ["dollarmath"]
 
-# Chapters as they were executed. A widget needs a kernel: what an output holds besides is shown in its place.
+# Chapters as they were executed. A widget needs a kernel: in its place, the output's other forms.
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
@@ -26,15 +24,12 @@ nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 release = mixshare.__version__
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {
-    "use_download_button": False,
-    "home_page_in_toc": True,
-    "max_navbar_depth": 1,
-    "navbar_persistent": [],
-}
+html_theme_options = {"use_download_button": False, "home_page_in_toc": True}
+html_theme_options |= {"max_navbar_depth": 1, "navbar_persistent": []}
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
@@ -45,28 +40,31 @@ html_show_search_summary = False  # it fetches pages, which browsers refuse to d
 
 
 def mathml(formula, display):
-    """A formula as MathML, which browsers draw without help; script letters they know as characters only."""
+    """Return a formula as MathML, which browsers draw without a script."""
     return re.sub(
-        '<mi mathvariant="script">([A-Z])</mi>',
-        lambda found: f"<mi>{script(found[1])}</mi>",
-        convert(formula, display=display),
+        '<mi mathvariant="script">([A-Z])</mi>', script, convert(formula, display=display)
     )
 
 
-def script(letter):
+def script(match):
+    """Return a script letter as a character; browsers ignore the attribute."""
+    name = f"SCRIPT CAPITAL {match[1]}"
     try:
-        return unicodedata.lookup(f"MATHEMATICAL SCRIPT CAPITAL {letter}")
-    except KeyError:  # eight letters were characters before the others
-        return unicodedata.lookup(f"SCRIPT CAPITAL {letter}")
+        letter = unicodedata.lookup(f"MATHEMATICAL {name}")
+    except KeyError:  # eight letters were in Unicode before the others
+        letter = unicodedata.lookup(name)
+    return f"<mi>{letter}</mi>"
 
 
 def setup(app):
-    def inline(writer, node):
-        writer.body.append(mathml(node.astext(), "inline"))
-        raise nodes.SkipNode
+    """Have Sphinx write formulas as MathML."""
 
-    def block(writer, node):
-        writer.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
-        raise nodes.SkipNode
+    def visitors(display, form):
+        def visit(writer, node):
+            writer.body.append(form.format(mathml(node.astext(), display)))
+            raise nodes.SkipNode
 
-    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+        return visit, None
+
+    block = visitors("block", '<div class="formula">{}</div>')
+    app.add_html_math_renderer("mathml", visitors("inline", "{}"), block)

@@ -1,9 +1,27 @@
-"""Companion to the paper on MixShare: efficient feature sharing in multi-input multi-output networks.
+"""Companion to the paper on MixShare: feature sharing in multi-input multi-output networks.
 
     config = mixshare.RunConfig.preset("digits", method="mixshare", seed=1)
     run = mixshare.train(config)
 
-Torch is imported when it is first needed, so that a configuration, or a command line's help, does not wait for it.
+The paper in code, in the order in which it is read; each module uses only those before it:
+
+    checks     errors for people
+    files      paths, atomic writes, leases
+    config     a run: the methods, the profiles, what may be overridden
+    plan       everything random of an epoch, from (seed, epoch) alone
+    data       a data set as tensors of images and labels
+    mixing     masks, mixing, unmixing, loss weights
+    batch      images gathered, cropped, flipped and normalised for one step
+    model      M encoders, a shared core, M classifiers
+    step       one training step: loss, optimizer, learning rate
+    metrics    accuracy, calibration and diversity of members and ensemble
+    features   what each subnetwork uses, and how much of it they share
+    execution  device, threads, determinism
+    runs       a run on disk: saving, loading, provenance
+    training   epochs of steps, checkpoints, exact resume
+
+`figures` draws tables and tensors; `chapters` holds what the notebooks call beyond the paper.
+Torch is imported when it is first needed, so that a configuration does not wait for it.
 """
 
 from importlib import import_module
@@ -12,22 +30,20 @@ from typing import Any
 from mixshare.config import RunConfig
 
 __version__ = "0.1.0"
-__all__ = ["MimoWideResNet", "RunConfig", "load", "train", "train_together"]
+__all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
 
-_HOME = {
-    "MimoWideResNet": "model",
-    "train": "training",
-    "train_together": "training",
-    "load": "runs",
-}
+_HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
+# Modules that published chapters import by their old place; goes when those are made anew.
+_MOVED = ("results", "studies", "similarity", "grids", "speed", "explore")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"mixshare.{_HOME[name]}"), name)
+    module = f"mixshare.chapters.{name}" if name in _MOVED else f"mixshare.{name}"
     try:
-        return import_module(f"mixshare.{name}")
+        return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != f"mixshare.{name}":
+        if error.name != module:
             raise
         raise AttributeError(f"module 'mixshare' has no attribute {name!r}") from None

@@ -1,4 +1,4 @@
-"""From a plan's draws to what the network sees: images gathered, cropped, flipped and normalised on the device they lie on."""
+"""Batches from a plan's draws: images gathered, cropped, flipped and normalised on their device."""
 
 from dataclasses import dataclass
 
@@ -19,99 +19,89 @@ class Batch:
     labels: Tensor  # (M, B) int64
     masks: Tensor  # (M, B, 1, H, W) float32
     partner_labels: Tensor | None = None  # (M, B) int64, with pixel CutMix
-    own_share: Tensor | None = (
-        None  # (M, B) float32: what `labels` hold of the visible region, the partner has the rest
-    )
+    own_share: Tensor | None = None  # (M, B) float32: the share of `labels` in what is visible
 
 
 class Batches:
-    """The training set of a run on a device, padded once; `batches(draws)` makes a batch of one step's draws of the plan."""
+    """The training set of a run on a device, padded once; called, it makes a step's batch."""
 
     def __init__(self, data: Data, config: RunConfig):
-        padding = config.crop_padding
+        p = config.crop_padding
         self.config, self.labels = config, data.train_labels
         self.height, self.width, _ = data.shape
-        self.padded = F.pad(
-            data.train_images, (0, 0, padding, padding, padding, padding)
-        )  # (N, H + 2p, W + 2p, C), zeros
+        self.padded = F.pad(data.train_images, (0, 0, p, p, p, p))  # (N, H + 2p, W + 2p, C), zeros
         self.normalise = Normalise(data)
 
     def __call__(self, draws: dict[str, Tensor]) -> Batch:
-        """One step's draws, as `Plan.tensors` names them and without the step's dimension -> one batch."""
+        """Make a batch of one step's draws, as `Plan.tensors` names them, without dimension S."""
         images, labels = self._look_up(draws, "")
         masks = self.masks(draws)
         if not self.config.pixel_cutmix:
             return Batch(self.normalise(images), labels, masks)
         partners, partner_labels = self._look_up(draws, "partner_")
-        foreign = mixing.inside(draws["partner_boxes"], self.height, self.width).unsqueeze(
-            2
-        )  # (M, B, 1, H, W)
+        foreign = mixing.inside(draws["partner_boxes"], self.height, self.width)
+        foreign = foreign.unsqueeze(2)  # (M, B, 1, H, W)
         inputs = self.normalise(torch.where(foreign, partners, images))
         visible = masks.sum(dim=(2, 3, 4)).clamp_min(1e-12)
         own_share = 1 - (masks * foreign).sum(dim=(2, 3, 4)) / visible
         return Batch(inputs, labels, masks, partner_labels, own_share)
 
     def masks(self, draws: dict[str, Tensor]) -> Tensor:
-        """The masks of one step, (M, B, 1, H, W): a partition in a cutmix batch, else constant ratios."""
+        """Return a step's masks (M, B, 1, H, W): a partition if it is cut, else the ratios."""
         linear = mixing.linear_masks(draws["ratios"], self.height, self.width)
         if self.config.mix != "cutmix":
             return linear
         cut = mixing.cutmix_masks(draws["boxes"], draws["order"], self.height, self.width)
-        return torch.where(
-            draws["cut"], cut, linear
-        )  # chosen on the device, so that a step never waits for the host
+        return torch.where(draws["cut"], cut, linear)  # chosen on the device: no step waits for it
 
-    def _look_up(self, draws: dict[str, Tensor], who: str) -> tuple[Tensor, Tensor]:
-        rows = draws[f"{who}rows"]
-        images = crop(
-            self.padded,
-            rows.flatten(),
-            draws[f"{who}offsets"].flatten(0, 1),
-            draws[f"{who}flips"].flatten(),
-            self.height,
-            self.width,
-        )
+    def _look_up(self, draws: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
+        rows, offsets, flips = (draws[f"{prefix}{name}"] for name in ("rows", "offsets", "flips"))
+        windows = offsets.flatten(0, 1), flips.flatten()
+        images = crop(self.padded, rows.flatten(), *windows, self.height, self.width)
         return images.unflatten(0, rows.shape), self.labels[rows]
 
 
 def crop(
     padded: Tensor, rows: Tensor, offsets: Tensor, flips: Tensor, height: int, width: int
 ) -> Tensor:
-    """Cut R windows out of padded images (N, H', W', C) uint8, one gather in all.
+    """Cut R windows out of padded images with one gather.
 
-    rows (R,) int64; offsets (R, 2) int64, top and left; flips (R,) bool, left to right. Returns (R, C, H, W) uint8.
+    Args:
+        padded: (N, H', W', C) uint8.
+        rows: (R,) int64: which image.
+        offsets: (R, 2) int64: the window's top and left.
+        flips: (R,) bool: left to right.
+        height, width: Of the window, in pixels.
+
+    Returns:
+        (R, C, H, W) uint8.
     """
     _, tall, wide, channels = padded.shape
     x = torch.arange(width, device=rows.device)
     x = torch.where(flips[:, None], width - 1 - x, x) + offsets[:, 1:]  # (R, W)
     y = torch.arange(height, device=rows.device) + offsets[:, :1]  # (R, H)
-    pixel = (
-        (rows[:, None] * tall + y)[:, :, None] * wide + x[:, None, :]
-    ).flatten()  # (R * H * W,)
-    return (
-        padded.view(-1, channels)
-        .index_select(0, pixel)
-        .view(len(rows), height, width, channels)
-        .permute(0, 3, 1, 2)
-    )
+    pixel = (rows[:, None] * tall + y)[:, :, None] * wide + x[:, None, :]  # (R, H, W)
+    windows = padded.view(-1, channels).index_select(0, pixel.flatten())
+    return windows.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
 class Normalise:
-    """uint8 images (…, C, H, W) -> float32 of mean 0 and deviation 1 over the train images, channel by channel."""
+    """Scale pixels to mean 0 and deviation 1 over the train images, channel by channel."""
 
     def __init__(self, data: Data):
-        mean, deviation = (value.to(data.train_images.device) for value in data.statistics)
+        device = data.train_images.device
+        mean, deviation = (value.to(device) for value in data.statistics)
         self.scale = (1 / (255 * deviation))[:, None, None]
         self.shift = (mean / deviation)[:, None, None]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(…, C, H, W) uint8 -> (…, C, H, W) float32."""
+        """Normalise (…, C, H, W) uint8 to float32."""
         return images * self.scale - self.shift
 
     def undo(self, inputs: Tensor) -> Tensor:
-        """(…, C, H, W) normalised -> (…, C, H, W) on the 0..1 scale, for pictures."""
+        """Return normalised inputs (…, C, H, W) on the 0..1 scale, for pictures."""
         return ((inputs + self.shift) / (255 * self.scale)).clamp(0, 1)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """As `Data` holds them, (N, H, W, C) uint8 -> (N, C, H, W) float32."""
+        """Normalise images as `Data` holds them: (N, H, W, C) uint8 to (N, C, H, W) float32."""
         return self(images.permute(0, 3, 1, 2))

@@ -1,35 +1,128 @@
-"""Do subnetworks share features? What each leans on in the input block, in the core and in the output block, and how far that overlaps.
+"""What each subnetwork uses in input block, core and output block, and how much two share.
 
-What the subnetworks make of these features, and how far they disturb one another, is in `similarity`.
+Every study works on a `Parts`: a few callables and weights. `parts(model)` makes one of our own
+network; any other network with encoders, blocks and classifiers can be described by one.
+Dimensions: M members, N images, F fixed inputs, C_k feature maps after block k, R bootstrap
+replicates.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixshare.anatomy import Parts, feature_maps, parts
+from mixshare.checks import InvalidValue
+
+ROWS = 100  # images through the core at once
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A multi-input network in parts: encodings are summed, pass the blocks, and are classified."""
+
+    encode: Sequence[Callable[[Tensor], Tensor]]  # by member: (B, C, H, W) -> encoding
+    blocks: Sequence[Callable[[Tensor], Tensor]]  # feature map -> feature map (B, C_k, H_k, W_k)
+    heads: Callable[[Tensor], Tensor]  # the last feature map -> logits (M, B, classes)
+    kernels: Sequence[Tensor]  # by member: the encoder's weights (16, C, 3, 3)
+    weights: Sequence[Tensor]  # by member: the classifier's weights (classes, C_last)
+
+    @property
+    def members(self) -> int:
+        """M, the number of subnetworks."""
+        return len(self.encode)
+
+
+def parts(model: nn.Module | Parts) -> Parts:
+    """Take a `MimoWideResNet` apart, or any module with the same attributes."""
+    if isinstance(model, Parts):
+        return model
+    return Parts(
+        encode=list(model.encoders),
+        blocks=list(model.blocks),
+        heads=lambda x: model.classify(F.relu(model.norm(x))),
+        kernels=[encoder.weight.detach() for encoder in model.encoders],
+        weights=[classifier.weight.detach() for classifier in model.classifiers],
+    )
+
+
+@torch.no_grad()
+def feature_maps(
+    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield the core's feature maps of images at one member's input, the others held fixed.
+
+    Args:
+        model: The network; it is left in the mode that it was in.
+        images: (N, C, H, W) normalised floats.
+        fixed: (F, C, H, W): each in turn at every other member's input.
+        member: Whose input the images go to.
+
+    Yields:
+        A slice of the images and, after each block, (F, B, C_k, H_k, W_k).
+
+    Raises:
+        ValueError: There is no such member, or too few images.
+    """
+    network = parts(model)
+    if not 0 <= member < network.members:
+        raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
+    if len(images) < 2 or not len(fixed):
+        raise InvalidValue(
+            f"a study wants two images or more and a fixed one, not {len(images)} and {len(fixed)}"
+        )
+    training = isinstance(model, nn.Module) and model.training
+    try:
+        if training:  # running statistics are to be used, not changed
+            model.eval()
+        yield from _maps(network, images, fixed, member)
+    finally:
+        if training:
+            model.train()
+
+
+def _maps(
+    network: Parts, images: Tensor, fixed: Tensor, member: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    other_encoders = [encode for m, encode in enumerate(network.encode) if m != member]
+    others = fixed.new_zeros(len(fixed), 1, 1, 1)
+    if other_encoders:
+        others = sum(encode(fixed) for encode in other_encoders)  # (F, 16, H, W)
+    rows = max(1, ROWS // len(fixed))
+    for start in range(0, len(images), rows):
+        batch = slice(start, min(start + rows, len(images)))
+        own = network.encode[member](images[batch])  # (B, 16, H, W)
+        x = (own[None] + others[:, None]).flatten(0, 1)
+        maps = []
+        for block in network.blocks:
+            x = block(x)
+            maps.append(x.unflatten(0, (len(fixed), -1)))
+        yield batch, maps
+
 
 # Input and output block (Sec. 2 of the paper, Figs. 3 and 5)
 
 
 def kernel_norms(model: nn.Module | Parts) -> Tensor:
-    """L1 norm of each encoder's kernel for each output channel: (M, 16)."""
+    """Return the L1 norm of each encoder's kernel for each output channel: (M, 16)."""
     return torch.stack([kernel.abs().sum(dim=(1, 2, 3)) for kernel in parts(model).kernels])
 
 
 def classifier_norms(model: nn.Module | Parts) -> Tensor:
-    """L1 norm of each classifier's weights for each feature: (M, C)."""
+    """Return the L1 norm of each classifier's weights for each feature: (M, C)."""
     return torch.stack([weight.abs().sum(dim=0) for weight in parts(model).weights])
 
 
 def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
-    """How alike two encoders' kernels are, pair of members by pair, channel by channel.
+    """Compare the encoders' kernels, channel by channel, for each pair of members.
 
-    Returns the cosine, (pairs, 16) in [-1, 1], and the ratio of the norms (the second's by the first's), (pairs, 16); no pairs for
-    one member.
+    Returns:
+        The cosine, (pairs, 16) in [-1, 1], and the ratio of the L2 norms, the second's by the
+        first's, (pairs, 16); no pairs for one member.
     """
     flat = [kernel.flatten(1).cpu().double() for kernel in parts(model).kernels]
     cosines = [torch.cosine_similarity(a, b, dim=1) for a, b in combinations(flat, 2)]
@@ -39,8 +132,9 @@ def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
 
 
 def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
-    """`kernel_alignment` in two figures, over channels and pairs: the mean cosine, and how far apart norms are, the geometric mean of
-    the larger by the smaller (1: equal). NaN for one member.
+    """Return `kernel_alignment` in two figures, over channels and pairs; NaN for one member.
+
+    The mean cosine, and the geometric mean of the larger norm by the smaller (1: equal).
     """
     cosine, ratio = kernel_alignment(model)
     return {
@@ -55,23 +149,32 @@ def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
 def block_importance(
     model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
 ) -> list[Tensor]:
-    """Importance of each feature map for a member: Mean over H, W of Var over the images, the other inputs held at `fixed` (appendix D).
+    """Return each feature map's importance for a member (appendix D).
 
-    images (N, C, H, W) and fixed (C, H, W), normalised floats -> a (C_k,) float64 tensor for each block k; with several fixed inputs
-    (F, C, H, W) -> (F, C_k) each. Streaming: memory does not grow with N.
+    Mean over H, W of the variance over the images, the other inputs held fixed. Streams: memory
+    does not grow with N.
+
+    Args:
+        model: The network.
+        images: (N, C, H, W) normalised floats.
+        fixed: (C, H, W), or several: (F, C, H, W).
+        member: Whose input the images go to.
+
+    Returns:
+        For each block (C_k,) float64; with several fixed inputs (F, C_k).
     """
     several = fixed if fixed.dim() == 4 else fixed[None]
-    sums: list[_Moments] = []
+    moments: list[_Moments] = []
     for _, maps in feature_maps(model, images, several, member):
-        sums = sums or [_Moments() for _ in maps]
-        for moments, features in zip(sums, maps, strict=True):
-            moments.add(features.double())
-    found = [moments.variance().mean(dim=(-2, -1)) for moments in sums]
-    return found if fixed.dim() == 4 else [importance[0] for importance in found]
+        moments = moments or [_Moments() for _ in maps]
+        for block, features in zip(moments, maps, strict=True):
+            block.add(features.double())
+    importances = [block.variance().mean(dim=(-2, -1)) for block in moments]
+    return importances if fixed.dim() == 4 else [importance[0] for importance in importances]
 
 
 class _Moments:
-    """Mean and sum of squared deviations of (F, N, …) over N, batch by batch (Welford; Chan et al. for merging batches)."""
+    """Mean and squared deviations of (F, N, …) over N, batch by batch (Welford; Chan et al.)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
@@ -86,21 +189,25 @@ class _Moments:
         self.count = total
 
     def variance(self) -> Tensor:
-        """The variance (F, …), n - 1 in the denominator as torch.var has it."""
+        """Return the variance (F, …), with n - 1 in the denominator as torch.var has it."""
         return self.squares / (self.count - 1)
 
 
 def resamples(images: int, fixed: int, replicates: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """How often each bootstrap sample draws each test image and each fixed input; the first row is the sample itself, each once.
+    """Count how often each bootstrap sample draws each test image and each fixed input.
 
-    Returns (1 + replicates, images) and (1 + replicates, fixed), float64: the same for the same `seed`, on every machine.
+    Returns:
+        (1 + R, images) and (1 + R, fixed) float64; the first row is the sample itself, each
+        once. The same `seed` gives the same counts on every machine.
     """
     random = np.random.Generator(np.random.Philox(seed))
-    often = random.multinomial(images, np.full(images, 1 / images), size=replicates)
-    held = random.integers(fixed, size=(replicates, fixed))
-    counts = (held[:, :, None] == np.arange(fixed)).sum(axis=1)
-    whole = (np.concatenate([np.ones((1, drawn.shape[1])), drawn]) for drawn in (often, counts))
-    first, second = map(torch.from_numpy, whole)
+    image_counts = random.multinomial(images, np.full(images, 1 / images), size=replicates)
+    drawn = random.integers(fixed, size=(replicates, fixed))
+    fixed_counts = (drawn[:, :, None] == np.arange(fixed)).sum(axis=1)
+    first, second = (
+        torch.from_numpy(np.concatenate([np.ones((1, counts.shape[1])), counts]))
+        for counts in (image_counts, fixed_counts)
+    )
     return first, second
 
 
@@ -112,84 +219,89 @@ def bootstrap_importance(
     replicates: int = 200,
     seed: int = 0,
 ) -> list[Tensor]:
-    """`block_importance` averaged over the fixed inputs, for the sample itself and for bootstrap samples of images and fixed inputs.
+    """Return `block_importance`, averaged over fixed inputs, for bootstrap samples of both.
 
-    Every sample weighs images by how often it drew them; only weighted sums are kept, so this streams too. The same `seed` draws the
-    same samples whatever the member, the network and the device. Returns (1 + replicates, C_k) float64 for each block, the estimate first.
+    Every sample weighs images by how often it drew them, so only weighted sums are kept, and
+    this streams too. The same `seed` draws the same samples for every member and network.
+
+    Returns:
+        (1 + R, C_k) float64 for each block, the estimate first.
     """
-    weights, counts = (
-        drawn.to(images.device) for drawn in resamples(len(images), len(fixed), replicates, seed)
-    )
-    sums: list[tuple[Tensor, Tensor, Tensor]] = []
-    for chosen, maps in feature_maps(model, images, fixed, member):
-        drawn = weights[:, chosen]
-        # squares around the first batch's mean lose no digits
-        sums = sums or [
-            (features.double().mean(dim=1, keepdim=True), *_no_sums(features, len(drawn)))
-            for features in maps
-        ]
-        for features, (shift, first, second) in zip(maps, sums, strict=True):
-            values = features.double() - shift  # (F, B, C_k, H_k, W_k)
-            first.flatten(2).baddbmm_(
-                drawn.expand(len(fixed), -1, -1), values.flatten(2)
-            )  # in place: these sums are what takes time
-            second += drawn @ values.square().mean(
-                dim=(3, 4)
-            )  # no more than the average over positions is asked of it
-    found = []
-    for _, first, second in sums:
-        importance = (second - first.square().mean(dim=(3, 4)) / len(images)) / (
-            len(images) - 1
-        )  # (F, R, C_k)
-        found.append(torch.einsum("rf,frc->rc", counts / len(fixed), importance))
-    return found
+    drawn = resamples(len(images), len(fixed), replicates, seed)
+    weights, counts = (each.to(images.device) for each in drawn)
+    sums: list[_WeightedSums] = []
+    for batch, maps in feature_maps(model, images, fixed, member):
+        sums = sums or [_WeightedSums(features, len(weights)) for features in maps]
+        for block, features in zip(sums, maps, strict=True):
+            block.add(features, weights[:, batch])
+    importances = (block.variance(len(images)) for block in sums)  # (F, R, C_k)
+    return [torch.einsum("rf,frc->rc", counts / len(fixed), values) for values in importances]
 
 
-def _no_sums(features: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Zeros for each sample's sums over images of features (F, B, C_k, H_k, W_k), (F, R, C_k, H_k, W_k), and of squares, (F, R, C_k)."""
-    fixed, _, channels, height, width = features.shape
-    zeros = features.new_zeros((fixed, samples, channels, height, width), dtype=torch.float64)
-    return zeros, zeros.new_zeros((fixed, samples, channels))
+class _WeightedSums:
+    """Each bootstrap sample's sums over images of (F, N, C, H, W), and of squares over H, W."""
+
+    def __init__(self, features: Tensor, samples: int):
+        fixed, _, channels, height, width = features.shape
+        zeros = features.new_zeros((fixed, samples, channels, height, width), dtype=torch.float64)
+        # Squares around the first batch's mean lose no digits.
+        self.shift = features.double().mean(dim=1, keepdim=True)
+        self.first, self.second = zeros, zeros.new_zeros((fixed, samples, channels))
+
+    def add(self, features: Tensor, weights: Tensor) -> None:
+        """Take in another batch (F, B, C, H, W), with its weights (R, B)."""
+        values = features.double() - self.shift
+        each = weights.expand(len(values), -1, -1)
+        self.first.flatten(2).baddbmm_(each, values.flatten(2))  # in place: it takes the time
+        self.second += weights @ values.square().mean(dim=(3, 4))
+
+    def variance(self, images: int) -> Tensor:
+        """Return the variance over images, averaged over H, W: (F, R, C)."""
+        mean_squares = self.first.square().mean(dim=(3, 4)) / images
+        return (self.second - mean_squares) / (images - 1)
 
 
 # Scores
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of min over sum of max, over the channels: (…, C), (…, C) non-negative -> (…) in [0, 1].
+    """Return the sum of minima over the sum of maxima, over the channels.
 
-    1 where both subnetworks lean on the same features alike, 0 where they share none.
+    Args:
+        a, b: (…, C) non-negative importances of two members.
+
+    Returns:
+        (…) in [0, 1]: 1 where both use the same features alike, 0 where they share none.
     """
-    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(
-        torch.finfo(a.dtype).tiny
-    )
+    tiny = torch.finfo(a.dtype).tiny
+    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(tiny)
 
 
 def scale_free(a: Tensor, b: Tensor) -> Tensor:
-    """`overlap` of importances divided by their sums: what is left when one member is merely louder than the other."""
+    """Return the `overlap` of importances divided by their sums, blind to a louder member."""
     tiny = torch.finfo(a.dtype).tiny
     return overlap(*(x / x.sum(dim=-1, keepdim=True).clamp_min(tiny) for x in (a, b)))
 
 
 def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) -> Tensor:
-    """What `overlap` would be by chance: the same with b's channels permuted, (permutations,)."""
+    """Return the `overlap` with b's channels permuted at random: (permutations,)."""
     random = np.random.Generator(np.random.Philox(seed))
     shuffled = random.permuted(np.tile(np.arange(len(b)), (permutations, 1)), axis=1)
     return overlap(a, b[torch.from_numpy(shuffled).to(b.device)])
 
 
 def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The null's 5 % and 95 % quantiles."""
+    """Return the null's 5 % and 95 % quantiles."""
     null = overlap_null(a, b)
     return null.quantile(0.05).item(), null.quantile(0.95).item()
 
 
 def verdict(value: float, low: float, high: float) -> str:
-    """An overlap judged against `chance`: "shared" above its 95 % quantile, "separated" below its 5 % quantile, else "neither"."""
+    """Judge an overlap against `chance`: "shared" above it, "separated" below it, or "neither"."""
     return "shared" if value > high else "separated" if value < low else "neither"
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation of two members' importances, ties sharing their mean rank: (…, C), (…, C) -> (…) in [-1, 1]."""
+    """Return Spearman's rank correlation of two members' importances: (…, C) each to (…)."""
     ranks = (torch.from_numpy(scipy.stats.rankdata(x.cpu(), axis=-1)) for x in (a, b))
     return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)

@@ -1,14 +1,24 @@
-"""Masks from boxes and ratios, mixing, unmixing, loss weights. No randomness here: the plan has drawn everything."""
+"""Masks from boxes and ratios, mixing, unmixing, loss weights.
+
+No randomness here: the plan has drawn everything. Dimensions: M members, B rows of a batch,
+C channels, H and W of an image, h and w of a feature map.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RESIZES = ("area", "nearest")
-
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in the boxes: (…, 4) whole numbers, as top, bottom, left, right -> (…, H, W) bool."""
+    """Mark the pixels inside boxes.
+
+    Args:
+        boxes: (…, 4) integers: top, bottom, left, right; bottom and right exclusive.
+        height, width: Of the image, in pixels.
+
+    Returns:
+        (…, H, W) bool.
+    """
     top, bottom, left, right = boxes[..., None, None].unbind(dim=-3)
     y = torch.arange(height, device=boxes.device)[:, None]
     x = torch.arange(width, device=boxes.device)
@@ -16,10 +26,16 @@ def inside(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def cutmix_masks(boxes: Tensor, order: Tensor, height: int, width: int) -> Tensor:
-    """A partition of the image into one region a member: 1 where a member's encoding is seen, 0 elsewhere.
+    """Divide the image into one region for each member; for M = 2 this is CutMix (MixMo).
 
-    boxes (B, M - 1, 4) whole numbers; order (M,), the member that keeps what no box covers, then those that get the boxes,
-    later ones on top. Returns (M, B, 1, H, W) float32. For M = 2 this is CutMix (MixMo), for more its continuation.
+    Args:
+        boxes: (B, M - 1, 4) integers.
+        order: (M,) integers: the member that keeps what no box covers, then those that get the
+            boxes, later ones on top.
+        height, width: Of the image, in pixels.
+
+    Returns:
+        (M, B, 1, H, W) float32: 1 where a member's encoding is seen, 0 elsewhere.
     """
     members = len(order)
     layer = torch.zeros(len(boxes), height, width, dtype=torch.int64, device=boxes.device)
@@ -30,36 +46,66 @@ def cutmix_masks(boxes: Tensor, order: Tensor, height: int, width: int) -> Tenso
 
 
 def linear_masks(ratios: Tensor, height: int, width: int) -> Tensor:
-    """Masks that are constant over the image: ratios (M, B) -> (M, B, 1, H, W)."""
+    """Spread ratios (M, B) evenly over the image: (M, B, 1, H, W)."""
     return ratios[:, :, None, None, None].expand(-1, -1, 1, height, width)
 
 
 def mask_ratios(masks: Tensor) -> Tensor:
-    """What a member really has of the image, border clipping included: masks (M, B, 1, H, W) -> (M, B), summing to 1 over M."""
+    """Return each member's real share of the image after clipping at the border.
+
+    Args:
+        masks: (M, B, 1, H, W).
+
+    Returns:
+        (M, B), summing to 1 over M.
+    """
     return masks.mean(dim=(2, 3, 4))
 
 
 def mix(encodings: Tensor, masks: Tensor) -> Tensor:
-    """M * sum of mask * encoding over the members: (M, B, C, H, W), (M, B, 1, H, W) -> (B, C, H, W) (MixMo)."""
+    """Mix the members' encodings: M times the sum of mask times encoding (MixMo).
+
+    Args:
+        encodings: (M, B, C, H, W).
+        masks: (M, B, 1, H, W).
+
+    Returns:
+        (B, C, H, W); with equal shares the plain sum, as at test time.
+    """
     return len(encodings) * (encodings * masks).sum(dim=0)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> Tensor:
-    """Bring masks (M, B, 1, H, W) to a feature map's size, (M, B, 1, h, w), by "area" averaging or by taking the "nearest"."""
+    """Resize masks to a feature map.
+
+    Args:
+        masks: (M, B, 1, H, W).
+        size: h, w.
+        resize: "area" averages, "nearest" takes the nearest pixel.
+
+    Returns:
+        (M, B, 1, h, w).
+    """
     flat = masks.flatten(0, 1)
-    small = (
-        F.adaptive_avg_pool2d(flat, size)
-        if resize == "area"
-        else F.interpolate(flat, size, mode="nearest-exact")
-    )
+    if resize == "area":
+        small = F.adaptive_avg_pool2d(flat, size)
+    else:
+        small = F.interpolate(flat, size, mode="nearest-exact")
     return small.unflatten(0, masks.shape[:2])
 
 
 def unmix(features: Tensor, masks: Tensor, normalize: bool = True, resize: str = "area") -> Tensor:
-    """Pool for each member the features of its own region: (B, C, h, w), (M, B, 1, H, W) -> (M, B, C).
+    """Pool for each member the features of its own region (appendix B; how is our decision).
 
-    The masks are brought to the feature map's size with `resize_masks`. `normalize` averages over the region, and gives zeros
-    where it is empty; without it, M times the average of mask * features over all positions.
+    Args:
+        features: (B, C, h, w).
+        masks: (M, B, 1, H, W), brought to the features' size by `resize_masks`.
+        normalize: Average over the region, zeros where it is empty; else M times the average of
+            mask times features over all positions.
+        resize: As in `resize_masks`.
+
+    Returns:
+        (M, B, C), in the features' dtype.
     """
     small = resize_masks(masks, features.shape[-2:], resize).flatten(2)  # (M, B, h * w)
     if normalize:
@@ -71,6 +117,14 @@ def unmix(features: Tensor, masks: Tensor, normalize: bool = True, resize: str =
 
 
 def loss_weights(ratios: Tensor, root: float) -> Tensor:
-    """M * ratio^(1/root), normalised over the members: (M, B) -> (M, B), summing to M (MixMo; root 1 keeps the ratios, appendix B)."""
+    """Weigh the members' losses: M * ratio^(1/root), normalised over the members (MixMo).
+
+    Args:
+        ratios: (M, B), summing to 1 over M.
+        root: r; 1 keeps the ratios (appendix B), a larger one evens them out.
+
+    Returns:
+        (M, B), summing to M over the members.
+    """
     powers = ratios.clamp_min(0) ** (1 / root)
     return len(ratios) * powers / powers.sum(dim=0)

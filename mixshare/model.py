@@ -1,33 +1,41 @@
-"""The multi-input multi-output wide residual network: M encoders, one core of three block groups, M classifiers (MixMo's)."""
+"""The multi-input multi-output wide residual network: M encoders, one core, M classifiers (MixMo).
+
+Dimensions: M members, B rows of a batch, C channels, H and W of an image.
+"""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare import mixing
-from mixshare.config import RANGES, check_member, check_range, typed
-from mixshare.errors import InvalidValue
+from mixshare.checks import InvalidValue, Range, check_field
+from mixshare.config import FIELDS, check_depth
 
-ENCODED = 16  # channels that each encoder puts out, whatever the width (MixMo)
+ENCODED = 16  # channels of an encoding, whatever the width (MixMo)
+_SIZE = Annotated[int, Range(1, 2**20, closed="both")]
 _TRUNCATION = 0.87962566103423978  # standard deviation of a standard normal cut at ±2
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation block of two 3x3 convolutions, with the shortcut taken from its raw input (MixMo).
+    """Pre-activation block of two 3x3 convolutions, with the shortcut from its raw input (MixMo).
 
-    The stride sits in the second convolution, which then pads one row and column of zeros at the bottom and right only.
+    The stride sits in the second convolution, which then pads one row and column of zeros at the
+    bottom and right only.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
         self.stride = stride
+        padding = 0 if stride > 1 else 1
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(
-            channels_out, channels_out, 3, stride=stride, padding=0 if stride > 1 else 1, bias=False
+            channels_out, channels_out, 3, stride=stride, padding=padding, bias=False
         )
         same = channels_in == channels_out and stride == 1
         self.shortcut = (
@@ -37,26 +45,37 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, H, W) -> (B, channels_out, H / stride, W / stride)."""
-        hidden = self.conv1(
-            F.relu(self.norm1(x), inplace=True)
-        )  # in place, as the sum: a fresh buffer comes from slow memory
+        """Map (B, channels_in, H, W) to (B, channels_out, H / stride, W / stride)."""
+        # In place, here and in the sum: a fresh buffer comes from slow memory.
+        hidden = self.conv1(F.relu(self.norm1(x), inplace=True))
         hidden = F.relu(self.norm2(hidden), inplace=True)
         if self.stride > 1:
             hidden = F.pad(hidden, (0, 1, 0, 1))
-        return self.conv2(hidden).add_(
-            self.shortcut(x)
-        )  # under autocast in half precision, whatever x is in
+        return self.conv2(hidden).add_(self.shortcut(x))  # under autocast in half precision
 
 
 class MimoWideResNet(nn.Module):
     """WRN-depth-width with M inputs and M outputs; with one member a plain wide residual network.
 
-    `encoders[i]` is the paper's c_i, `blocks[k]` residual block group k, `classifiers[i]` the paper's d_i. `encoder_init` is
-    "independent", "identical", "colinear" (positive multiples, a factor other than 1 for each output channel; appendix C), "flipped"
-    (the sign turned) or "half" (identical in the first half of the output channels). `tied` uses one encoder and one classifier for
-    all members, which makes it a single network that can be trained as a multi-input one.
-    All weights are drawn from `generator`, or from one seeded with 0. Raises ValueError or TypeError for what can't be built.
+    Args:
+        depth: 6n + 4 layers.
+        width: Channels of the three block groups are 16, 32, 64 times this, rounded.
+        members: M.
+        classes: Of each classifier.
+        channels: C of an input.
+        encoder_init: How the encoders' kernels start, a key of ENCODER_INITS (appendix C).
+        unmix_normalize, unmix_resize: As in `mixing.unmix`.
+        tied: One encoder and one classifier for all members, which makes it a single network
+            that can be trained as a multi-input one.
+        generator: All weights are drawn from it; by default from one seeded with 0.
+
+    Attributes:
+        encoders: The paper's c_i, M Conv2d of 3x3.
+        blocks: Three groups of residual blocks.
+        classifiers: The paper's d_i, M Linear.
+
+    Raises:
+        ValueError, TypeError: It can't be built.
     """
 
     def __init__(
@@ -73,34 +92,30 @@ class MimoWideResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        for name, value in (
-            ("depth", depth),
-            ("members", members),
-            ("classes", classes),
-            ("channels", channels),
-        ):
-            check_range(name, typed(name, int, value), 1, 2**20, True, True)
-        if depth < 10 or (depth - 4) % 6:
-            raise InvalidValue(f"depth is {depth}; possible are 6n + 4: 10, 16, 22, 28 …")
-        check_range("width", typed("width", float, width), *RANGES["width"])
-        check_member("encoder_init", encoder_init, list(ENCODER_INITS))
-        check_member("unmix_resize", unmix_resize, mixing.RESIZES)
+        given = locals()
+        for name in ("depth", "width", "members", "encoder_init", "unmix_resize"):
+            check_field(name, FIELDS[name], given[name])
+        for name in ("classes", "channels"):
+            check_field(name, _SIZE, given[name])
+        check_depth(depth)
         self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
-        sizes = [ENCODED, *(max(1, round(c * width)) for c in (16, 32, 64))]
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torch's layers draw weights of their own first, from everybody's generator
-            copies = 1 if tied else members
+        first, second, third = (max(1, round(c * width)) for c in (16, 32, 64))
+        count = (depth - 4) // 6
+        copies = 1 if tied else members
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
             encoders = [
                 nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(copies)
             ]
             self.encoders = nn.ModuleList(encoders * (members // copies))
             self.blocks = nn.ModuleList(
-                _group(sizes[k], sizes[k + 1], stride, count=(depth - 4) // 6)
-                for k, stride in enumerate((1, 2, 2))
+                [
+                    _group(ENCODED, first, stride=1, count=count),
+                    _group(first, second, stride=2, count=count),
+                    _group(second, third, stride=2, count=count),
+                ]
             )
-            self.norm = nn.BatchNorm2d(sizes[-1])
-            classifiers = [nn.Linear(sizes[-1], classes) for _ in range(copies)]
+            self.norm = nn.BatchNorm2d(third)
+            classifiers = [nn.Linear(third, classes) for _ in range(copies)]
             self.classifiers = nn.ModuleList(classifiers * (members // copies))
         self._initialise(encoder_init, generator or torch.Generator().manual_seed(0))
 
@@ -121,15 +136,23 @@ class MimoWideResNet(nn.Module):
             ENCODER_INITS[encoder_init](kernel, first, generator)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Each member's own input through its own encoder: (M, B, C, H, W) -> (M, B, 16, H, W)."""
-        return torch.stack([encoder(x) for encoder, x in zip(self.encoders, inputs, strict=True)])
+        """Pass each member's input through its encoder: (M, B, C, H, W) to (M, B, 16, H, W)."""
+        return torch.stack([c(x) for c, x in zip(self.encoders, inputs, strict=True)])
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None, unmix: bool = False) -> Tensor:
         """Classify M inputs at once.
 
-        inputs (M, B, C, H, W) normalised floats, H and W divisible by 4; masks (M, B, 1, H, W), summing to 1 over M. Without
-        masks the encodings are summed, as at inference. With `unmix` each classifier gets the features of its own region.
-        Returns logits (M, B, classes). Raises ValueError where the shapes don't fit.
+        Args:
+            inputs: (M, B, C, H, W) normalised floats, H and W divisible by 4.
+            masks: (M, B, 1, H, W), summing to 1 over M; without them the encodings are summed,
+                as at test time.
+            unmix: Give each classifier the features of its own region.
+
+        Returns:
+            Logits (M, B, classes).
+
+        Raises:
+            ValueError: The shapes don't fit.
         """
         self._check(inputs, masks, unmix)
         encodings = self.encode(inputs)
@@ -139,40 +162,53 @@ class MimoWideResNet(nn.Module):
         return self.classify(features, masks if unmix else None)
 
     def core(self, x: Tensor) -> Tensor:
-        """The shared body f, its final normalisation included: (B, 16, H, W) -> (B, 64 * width, H / 4, W / 4)."""
+        """Apply the shared body f: (B, 16, H, W) to (B, 64 * width, H / 4, W / 4)."""
         for block in self.blocks:
             x = block(x)
         return F.relu(self.norm(x), inplace=True)
 
     def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
-        """What the classifiers make of the core's features (B, 64 * width, h, w), with masks unmixed before: (M, B, classes)."""
+        """Pool and classify the core's features, unmixed where there are masks.
+
+        Args:
+            features: (B, 64 * width, h, w).
+            masks: (M, B, 1, H, W), or None to pool all positions for every member.
+
+        Returns:
+            Logits (M, B, classes).
+        """
         if masks is None:
             pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
         else:
             pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        return torch.stack(
-            [classifier(x) for classifier, x in zip(self.classifiers, pooled, strict=True)]
-        )
+        return torch.stack([d(x) for d, x in zip(self.classifiers, pooled, strict=True)])
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
-        channels = self.encoders[0].in_channels
-        if (
-            inputs.dim() != 5
-            or len(inputs) != self.members
-            or inputs.shape[2] != channels
-            or inputs.shape[3] % 4
-            or inputs.shape[4] % 4
-        ):
+        wanted = (self.members, self.encoders[0].in_channels)
+        shape = tuple(inputs.shape)
+        if len(shape) != 5 or (shape[0], shape[2]) != wanted or shape[3] % 4 or shape[4] % 4:
             raise InvalidValue(
-                f"inputs have shape {tuple(inputs.shape)}; wanted is ({self.members}, batch, {channels}, height, width), both divisible by 4"
+                f"inputs have shape {shape}; wanted is ({wanted[0]}, batch, {wanted[1]}, height, "
+                "width), both divisible by 4"
             )
-        wanted = (*inputs.shape[:2], 1, *inputs.shape[3:])
+        wanted = (*shape[:2], 1, *shape[3:])
         if masks is not None and masks.shape != wanted:
             raise InvalidValue(f"masks have shape {tuple(masks.shape)}; wanted is {wanted}")
         if unmix and masks is None:
             raise InvalidValue(
-                "unmix needs the masks that the inputs are mixed with; at inference there are none, and unmix=False"
+                "unmix needs the masks that the inputs are mixed with; at inference there are "
+                "none, and unmix=False"
             )
+
+
+@torch.no_grad()
+def multiply_adds(model: MimoWideResNet, height: int, width: int) -> int:
+    """Count the multiply-adds of classifying one image of this size, given to every member."""
+    weight = model.encoders[0].weight
+    inputs = weight.new_zeros(model.members, 1, weight.shape[1], height, width)
+    with FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops() // 2
 
 
 def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.Sequential:
@@ -183,19 +219,20 @@ def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.S
 
 
 def _truncated_he_normal(weight: Tensor, generator: torch.Generator) -> None:
-    """He normal over the fan-in, cut at ±2 standard deviations, widened to keep the variance (MixMo)."""
+    """Draw a He normal over the fan-in, cut at ±2 deviations, its variance kept (MixMo)."""
     std = math.sqrt(2 / weight[0].numel()) / _TRUNCATION
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def _colinear(kernel: Tensor, first: Tensor, generator: torch.Generator) -> None:
-    """A factor for each output channel between 1/2 and 1/1.2 or between 1.2 and 2, log-uniformly."""
+    """Multiply each output channel by a factor in 1/2..1/1.2 or 1.2..2, log-uniformly."""
     size, side = torch.rand(2, len(kernel), 1, 1, 1, generator=generator)
     factor = (1.2 ** (1 - size) * 2**size) ** torch.where(side < 0.5, -1, 1)
     kernel.copy_(first * factor)
 
 
-# How the kernel of a further encoder starts, given the first one's; it holds draws of its own already (appendix C).
+# How the kernel of a further encoder starts, given the first one's (appendix C); it holds draws
+# of its own already.
 ENCODER_INITS = {
     "independent": lambda kernel, first, generator: None,
     "identical": lambda kernel, first, generator: kernel.copy_(first),

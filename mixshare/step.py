@@ -1,6 +1,5 @@
-"""One training step, from the draws of the plan to new weights: the loss, the optimizer, the rate, and the step as a CUDA graph."""
+"""One training step: the loss, the optimizer, the learning rate, and the step as a CUDA graph."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,15 +11,16 @@ from mixshare.batch import Batches
 from mixshare.config import RunConfig
 from mixshare.plan import Plan
 
-WARM_UP = 3  # uncaptured steps before a capture, which wants gradients, momentum and cuDNN's choices to be there
+# Uncaptured steps before a capture, which wants gradients, momentum and cuDNN's choices made.
+WARM_UP = 3
 
 
 class Step:
-    """One training step, a pure function of (weights, the epoch's draws, the step's number), captured and replayed where wanted.
+    """One training step, a pure function of (weights, the epoch's draws, the step's number).
 
-    All that it reads and writes lies on the device, in the same place for the whole run: draws and losses of an epoch, and the
-    number of the next step. So a GPU replays a step with one launch (and one for the rate), and nothing comes back before an
-    epoch's end. On a GPU each run has a stream of its own, so that several small ones can fill it.
+    All that it reads and writes lies on the device, in the same place for the whole run: an
+    epoch's draws and losses, and the number of the next step. So a GPU replays a captured step
+    with one launch (and one for the rate), and nothing comes back before an epoch's end.
     """
 
     def __init__(
@@ -34,66 +34,61 @@ class Step:
         self.device = batches.padded.device
         self.number = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.draws: dict[str, Tensor] = {}
+        # A capture needs a stream other than the default one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
 
-    def begin(self, plan: Plan, rates: Sequence[float]) -> None:
-        """Take up an epoch: its draws go to the device once, its S learning rates are for the S calls to come."""
-        self.rates = iter(rates)
-        self._main_waits()
+    def begin(self, plan: Plan) -> None:
+        """Copy an epoch's draws to the device, once for all of its steps."""
+        draws = plan.tensors()
+        self._join_stream()
         if not self.draws:
-            self.draws = {
-                name: torch.empty_like(value, device=self.device)
-                for name, value in plan.tensors().items()
-            }
-            self.losses, self.place = (
-                torch.zeros(len(rates), device=self.device),
-                torch.arange(len(rates), device=self.device),
-            )
-        for name, value in plan.tensors().items():
+            self.draws = {k: torch.empty_like(v, device=self.device) for k, v in draws.items()}
+            self.losses = torch.zeros(len(plan.cut), device=self.device)
+        for name, value in draws.items():
             self.draws[name].copy_(value)
         self.number.zero_()
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
-    def __call__(self) -> None:
-        """Train on the epoch's next draws; its loss is kept in `losses`."""
-        rate = next(self.rates)
+    def __call__(self, rate: float) -> None:
+        """Train on the epoch's next draws at this learning rate; the loss is kept in `losses`."""
         if self.stream is None:
             self._set_rate(rate)
             self._step()
             return
         with torch.cuda.stream(self.stream):
             self._set_rate(rate)
-            self._replay() if self.config.capture else self._step()
+            if self.config.capture:
+                self._replay()
+            else:
+                self._step()
 
     def end(self) -> Tensor:
-        """The epoch's losses (S,), on the processor, once all of its steps are done."""
-        self._main_waits()
+        """Return the epoch's losses (S,), on the processor, once all of its steps are done."""
+        self._join_stream()
         return self.losses.to("cpu", copy=True)
 
-    def _main_waits(self) -> None:
-        """What the main stream does from now on, it does after the steps so far."""
+    def _join_stream(self) -> None:
+        """Make the main stream wait for the steps so far."""
         if self.stream:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _step(self) -> None:
-        draws = {
-            name: value.index_select(0, self.number).squeeze(0)
-            for name, value in self.draws.items()
-        }
+        draws = {k: v.index_select(0, self.number).squeeze(0) for k, v in self.draws.items()}
         losses = member_losses(self.model, self.batches, self.config, draws)
         self.optimizer.zero_grad()
         losses.sum().backward()
         self.optimizer.step()
-        self.losses.copy_(
-            torch.where(self.place == self.number, losses.detach().sum(), self.losses)
-        )
+        self.losses.index_copy_(0, self.number, losses.detach().sum(dim=0, keepdim=True))
         self.number += 1
 
     def _replay(self) -> None:
@@ -111,60 +106,65 @@ class Step:
 def member_losses(
     model: nn.Module, batches: Batches, config: RunConfig, draws: dict[str, Tensor]
 ) -> Tensor:
-    """Each member's weighted cross-entropy, averaged over the rows: (M,); their sum is the training loss without its l2 term."""
+    """Return each member's weighted cross-entropy, averaged over the rows: (M,).
+
+    Their sum is the training loss without its l2 term, which is the optimizer's weight decay.
+    """
     batch = batches(draws)
-    with torch.autocast(
-        batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-    ):
+    half = config.precision == "bfloat16"
+    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=half):
         logits = model(batch.inputs, batch.masks, unmix=config.unmix)
     losses = _cross_entropy(logits, batch.labels)
     if batch.partner_labels is not None:
-        losses = batch.own_share * losses + (1 - batch.own_share) * _cross_entropy(
-            logits, batch.partner_labels
-        )
+        partner = _cross_entropy(logits, batch.partner_labels)
+        losses = batch.own_share * losses + (1 - batch.own_share) * partner
     weights = mixing.loss_weights(mixing.mask_ratios(batch.masks), config.loss_root)
     return (weights * losses).mean(dim=1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(
-        labels.shape
+    """Return the cross-entropy of each member and row: (M, B, classes), (M, B) to (M, B)."""
+    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return flat.view(labels.shape)
+
+
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
+    """Return Nesterov SGD over all parameters.
+
+    The loss's term l2 * sum of squares over ALL parameters is a weight decay of 2 * l2 (MixMo).
+    """
+    parameters = list(model.parameters())
+    device, rate = parameters[0].device, config.learning_rate
+    return torch.optim.SGD(
+        parameters,
+        # a captured graph reads the rate on the device
+        lr=torch.tensor(rate, device=device) if device.type == "cuda" else rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=2 * config.l2,
+        fused=device.type != "mps",
     )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, but the learning rate stays the number or the tensor that it was, where a captured graph reads it."""
+    """Load a state, but keep the learning rate's tensor, where a captured graph reads it."""
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
-    """Nesterov SGD; the loss term l2 * sum of squares over ALL parameters is a weight decay of 2 * l2 (MixMo)."""
-    parameters = list(model.parameters())
-    on_gpu = parameters[0].is_cuda
-    return torch.optim.SGD(
-        parameters,
-        lr=torch.tensor(config.learning_rate, device=parameters[0].device)
-        if on_gpu
-        else config.learning_rate,  # a graph reads it there
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=2 * config.l2,
-        fused=parameters[0].device.type != "mps",
-    )
-
-
 def learning_rate(config: RunConfig, epoch: int, step: int, steps: int) -> float:
-    """The rate of a step, epoch and step counted from 0: linear warm-up, then times `decay` at each milestone (appendix A)."""
-    warm = (
-        min(1.0, (epoch * steps + step + 1) / (config.warmup_epochs * steps))
-        if config.warmup_epochs
-        else 1.0
-    )
-    return (
-        config.learning_rate
-        * warm
-        * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
-    )
+    """Return the rate of a step (appendix A).
+
+    Args:
+        config: The run.
+        epoch, step: Counted from 0.
+        steps: Of an epoch.
+    """
+    # Linear warm-up, a step at a time, ending with the full rate.
+    warm_steps = config.warmup_epochs * steps
+    warm_up = min(1.0, (epoch * steps + step + 1) / warm_steps) if warm_steps else 1.0
+    # Times `decay` from each milestone on.
+    decays = sum(epoch >= milestone for milestone in config.milestones)
+    return config.learning_rate * warm_up * config.decay**decays

@@ -9,7 +9,7 @@ from mixshare.files import outputs_folder
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup():
-    """Kernels that start here get an outputs folder for each of pytest's workers: where two want one run, one would print that it waits."""
+    """Give each of pytest's workers an outputs folder; a shared run would print that it waits."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     with pytest.MonkeyPatch.context() as patch:
         if worker:

@@ -1,4 +1,4 @@
-"""Shared: an outputs folder for each test, a browser, a JupyterLab, finished smoke runs, what a folder holds, processes to kill."""
+"""Fixtures for all rooms: outputs folders, finished runs, a browser, JupyterLab, processes."""
 
 import json
 import multiprocessing
@@ -19,117 +19,119 @@ import mixshare
 from mixshare import files, runs
 from mixshare.config import EXECUTION
 
-settings.register_profile(
-    "nightly", max_examples=5000
-)  # `make nightly`: the same tests, for longer
+# `make nightly`: the same tests, for longer.
+settings.register_profile("nightly", max_examples=5000)
 CHROMIUM = shutil.which("chromium")
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Folders in which Jupyter keeps settings and state.
+JUPYTER_FOLDERS = (
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+    "JUPYTER_RUNTIME_DIR",
+    "JUPYTERLAB_WORKSPACES_DIR",
+    "JUPYTERLAB_SETTINGS_DIR",
+    "IPYTHONDIR",
 )
 
 
 @pytest.fixture(scope="session")
 def nightly(pytestconfig):
-    """Whether there is time: tests that can go on for long then do."""
+    """Return whether tests that can go on for long are to do so."""
     return pytestconfig.getoption("hypothesis_profile") == "nightly"
 
 
 def pytest_runtest_setup(item):
-    """What wants the real CIFAR-100 is skipped without it."""
+    """Skip tests of the real CIFAR-100 where it is missing."""
     if item.get_closest_marker("cifar100") and not (files.data_folder() / "cifar100.npz").is_file():
         pytest.skip("needs the real CIFAR-100 as $MIXSHARE_DATA/cifar100.npz")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The figures that tests have recorded."""
+    """Print the figures that tests have recorded."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.nodeid.split('::')[-1]}: {name}: {value}")
 
 
+# ---- browser and JupyterLab
+
+
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium; without one the test is skipped, and says why."""
+    """Return headless Chromium; skip the test where it is not installed."""
     if not CHROMIUM:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         chromium.close()
 
 
-JUPYTER = [
-    f"JUPYTER{name}_DIR"
-    for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")
-]
-
-
 @pytest.fixture(scope="session")
 def jupyter_lab(browser, wait_for):
-    """`with jupyter_lab(base, notebooks, **environment)`: a JupyterLab, its process and its record, with no settings of anybody's.
+    """Return `jupyter_lab(base, notebooks, **environment)`, a context with a JupyterLab.
 
-    What it keeps goes to folders in `base` that are called like their variables, such as JUPYTER_DATA_DIR.
+    It yields the server's process and its record. No user's settings are read; what Jupyter
+    keeps goes to folders in `base` that are called like their variables.
     """
 
     @contextmanager
     def start(base: Path, notebooks: Path, **environment: str):
-        folders = {name: str(base / name) for name in (*JUPYTER, "IPYTHONDIR", "MIXSHARE_OUTPUTS")}
-        own = (
-            os.environ
-            | folders
-            | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.project_root())}
-            | environment
-        )
-        command = [
-            Path(sys.executable).with_name("jupyter"),
-            "lab",
-            notebooks,
-            "--no-browser",
-            "--ip=127.0.0.1",
-            "--port=0",
-        ]
+        program = Path(sys.executable).with_name("jupyter")
+        command = [program, "lab", notebooks, "--no-browser", "--ip=127.0.0.1", "--port=0"]
+        if os.getuid() == 0:
+            command.append("--allow-root")
+        folders = {name: str(base / name) for name in (*JUPYTER_FOLDERS, "MIXSHARE_OUTPUTS")}
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.project_root())}
+        environment = os.environ | folders | variables | environment
         with open(base / "log", "w") as log:
-            process = psutil.Popen(
-                [*command, *(["--allow-root"] if os.getuid() == 0 else [])],
-                env=own,
-                stdout=log,
-                stderr=log,
-            )
+            process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            yield process, wait_for("JupyterLab", lambda: _record(process, base))
+            yield process, wait_for("JupyterLab", lambda: _server_record(process, base))
         finally:
-            started = [*process.children(recursive=True), process]
-            for each in started:
-                with suppress(psutil.NoSuchProcess):
-                    each.terminate()
-            alive = psutil.wait_procs(started, timeout=60)[1]
-            for each in alive:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-            psutil.wait_procs(alive)
+            _stop([*process.children(recursive=True), process])
 
     return start
 
 
-def _record(process: psutil.Process, base: Path) -> dict | None:
-    """What a server has written down of itself, once that is whole; fails, with its log, where it has ended."""
+def _server_record(process: psutil.Process, base: Path) -> dict | None:
+    """Return a server's record of itself, once it is whole; fail where the server has ended."""
     assert process.poll() is None, (base / "log").read_text()
-    with suppress(ValueError):
-        return next(
-            (
-                json.loads(path.read_text())
-                for path in (base / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")
-            ),
-            None,
-        )
+    for path in (base / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json"):
+        with suppress(ValueError):
+            return json.loads(path.read_text())
+    return None
+
+
+def _stop(processes: list[psutil.Process]) -> None:
+    """Terminate processes, and kill those that don't end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive)
+
+
+# ---- runs
 
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
-    """The outputs folder of this test alone, so that nothing is written into the checkout."""
+    """Return an outputs folder for this test alone."""
     folder = tmp_path / "outputs"
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(folder))
     return folder
@@ -137,16 +139,17 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """`finished(method, seed, **overrides)`: a smoke run, trained once for all tests; they read it and leave it as it is.
+    """Return `finished(method, seed, **overrides)`: a smoke run, trained once for all tests.
 
-    What is executed otherwise lies apart, for how it is executed is not in a run's name.
+    Tests read it and don't change it. Runs that are executed differently have folders apart,
+    since execution is not in a run's name.
     """
     base = tmp_path_factory.mktemp("finished")
 
     def get(method: str = "mixshare", seed: int = 1, **overrides) -> runs.Run:
-        how = "-".join(f"{name}={overrides[name]}" for name in EXECUTION if name in overrides)
+        execution = [f"{name}={overrides[name]}" for name in EXECUTION if name in overrides]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MIXSHARE_OUTPUTS", str(base / how))
+            patch.setenv("MIXSHARE_OUTPUTS", str(base / "-".join(execution)))
             return mixshare.train(mixshare.RunConfig.preset("smoke", method, seed, **overrides))
 
     return get
@@ -154,7 +157,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, outputs):
-    """`copied(method, seed, **overrides)`: a finished smoke run in this test's own outputs folder, free to be spoilt."""
+    """Return `copied(method, seed, **overrides)`: a finished run, copied to this test's outputs."""
 
     def get(*names, **overrides) -> runs.Run:
         run = finished(*names, **overrides)
@@ -167,13 +170,13 @@ def copied(finished, outputs):
 
 @pytest.fixture
 def committed(copied):
-    """`committed(method, seed)`: the same as committed code would have made it, with a chapter; this tree may have changes."""
+    """Return `committed(method, seed)`: a copied run as committed code makes it, with a chapter."""
 
     def get(*names) -> runs.Run:
         run = copied(*names)
         path = run.folder / "metrics.json"
         path.write_text(re.sub('"git_clean": (false|null)', '"git_clean": true', path.read_text()))
-        runs.write_sums(run.folder)
+        runs.write_checksums(run.folder)
         (run.folder / "01_training.ipynb").write_text("{}")
         return run
 
@@ -182,60 +185,26 @@ def committed(copied):
 
 @pytest.fixture(scope="session")
 def contents():
-    """`contents(folder)`: every file in it but the lease, by name, as bytes; wall time in metrics.json, and what hangs on it, left out."""
+    """Return `contents(folder)`: the bytes of each file by name, without lease and wall time."""
 
     def read(folder: Path) -> dict[str, bytes]:
-        files = {
-            path.name: path.read_bytes() for path in Path(folder).glob("*") if path.name != ".lease"
-        }
-        if "metrics.json" in files:
-            metrics = json.loads(files["metrics.json"])
+        paths = [path for path in Path(folder).glob("*") if path.name != ".lease"]
+        found = {path.name: path.read_bytes() for path in paths}
+        if "metrics.json" in found:
+            metrics = json.loads(found["metrics.json"])
             assert metrics["provenance"].pop("wall_seconds") > 0
-            files["metrics.json"] = json.dumps(metrics).encode()
-            files[runs.SUMS] = b"".join(
-                line for line in files[runs.SUMS].splitlines(True) if b"metrics.json" not in line
-            )
-        return files
+            found["metrics.json"] = json.dumps(metrics).encode()
+            lines = found[runs.CHECKSUMS].splitlines(keepends=True)
+            others = [line for line in lines if b"metrics.json" not in line]
+            found[runs.CHECKSUMS] = b"".join(others)
+        return found
 
     return read
 
 
 @pytest.fixture(scope="session")
-def trainer():
-    """`trainer(folder)`: the process that trains the run in `folder` at this moment, or None; it is found by the lease that it holds."""
-
-    def find(folder: Path) -> psutil.Process | None:
-        try:
-            return psutil.Process(
-                int(re.search(r"^pid=(\d+)$", (folder / ".lease").read_text(), re.M)[1])
-            )
-        except (
-            OSError,
-            TypeError,
-            psutil.NoSuchProcess,
-        ):  # no lease, one not yet whole, or that of a dead process
-            return None
-
-    return find
-
-
-@pytest.fixture(scope="session")
-def wait_for():
-    """`wait_for(what, condition)`: what `condition` returns, as soon as that is true; fails, naming `what`, after some minutes."""
-
-    def wait(what: str, condition, seconds: float = 180, every: float = 0.02):
-        end = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-            time.sleep(every)
-        return found
-
-    return wait
-
-
-@pytest.fixture(scope="session")
 def in_a_line():
-    """`in_a_line(error)`: its message, after checking that it is one line for people, without control characters."""
+    """Return `in_a_line(error)`: its message, checked to be one printable line for people."""
 
     def message(error: BaseException) -> str:
         assert str(error).isprintable() and 20 < len(str(error)) < 600, str(error)
@@ -244,12 +213,15 @@ def in_a_line():
     return message
 
 
+# ---- processes
+
+
 @pytest.fixture(scope="session")
 def start():
-    """`start(function, *args)`: call it in a process of its own, forked from one that has imported the package already."""
+    """Return `start(function, *args)`: call it in a process that has imported the package."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mixshare.training", "sklearn.datasets", "sklearn.model_selection"]
+        ["mixshare.training", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
     )
     processes = []
 
@@ -267,5 +239,36 @@ def start():
 
 @pytest.fixture(scope="session")
 def sitting():
-    """A function for `start`: train with a checkpoint after each epoch, and log what happens."""
+    """Return a function for `start`: train, with a checkpoint after each epoch, and log."""
     return sittings.sitting
+
+
+@pytest.fixture(scope="session")
+def trainer():
+    """Return `trainer(folder)`: the process that has the lease of the run in `folder`, or None."""
+
+    def find(folder: Path) -> psutil.Process | None:
+        try:
+            lease = (folder / ".lease").read_text()
+            return psutil.Process(int(re.search(r"^pid=(\d+)$", lease, re.M)[1]))
+        except (OSError, TypeError, psutil.NoSuchProcess):  # none, not whole yet, or left over
+            return None
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Return `wait_for(what, condition)`: wait until a condition is true and return its value.
+
+    It fails, naming `what`, after some minutes.
+    """
+
+    def wait(what: str, condition, seconds: float = 180, every: float = 0.02):
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+            time.sleep(every)
+        return value
+
+    return wait

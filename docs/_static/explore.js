@@ -1,12 +1,12 @@
 /* A picture with controls: shows the state that the controls name. Without this script the first one stays. */
 addEventListener("DOMContentLoaded", () => {
   for (const explorer of document.querySelectorAll(".explore")) {
-    const [form, image, told] = ["form", "img", "[aria-live]"].map((name) => explorer.querySelector(name));
+    const [form, image, sentence] = ["form", "img", "[aria-live]"].map((name) => explorer.querySelector(name));
     const states = JSON.parse(explorer.querySelector("script").textContent);
     const show = () => {
       const state = states[[...new FormData(form).values()].join(", ")];
       Object.assign(image, { src: state.src, alt: state.alt });
-      told.textContent = state.told;
+      sentence.textContent = state.sentence;
       for (const slider of form.querySelectorAll("[type=range]")) slider.nextElementSibling.value = slider.value;
     };
     form.addEventListener("input", show);

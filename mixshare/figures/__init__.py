@@ -1,4 +1,4 @@
-"""Matplotlib figures from tables and tensors. Nothing is computed here but where to draw."""
+"""Matplotlib figures from tables and tensors; nothing is computed here but where to draw."""
 
 from mixshare.figures.of_results import along, results
 from mixshare.figures.of_speed import growths, time_spent
@@ -7,9 +7,20 @@ from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
 
 __all__ = [
-    *("mixing", "note", "schedule", "curves", "answers"),
-    *("results", "along"),
-    *("overlaid", "overlaps", "alignment", "kernels", "adjustments", "short"),
-    *("time_spent", "growths"),
+    "mixing",
+    "note",
+    "schedule",
+    "curves",
+    "answers",
+    "results",
+    "along",
+    "overlaid",
+    "overlaps",
+    "alignment",
+    "kernels",
+    "adjustments",
+    "short",
+    "time_spent",
+    "growths",
     "save",
 ]

@@ -9,110 +9,119 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mixshare.config import title
-from mixshare.figures.style import drawing, interval, key, look
+from mixshare.figures.style import draw_interval, legend_above, new_figure, style_of
 
-MOST_ROWS = 40  # of a figure that has one for each method
+MOST_METHODS = 40  # of `results`, which has a row for each
+# Of `along`: a figure, its scale, its label and the label of its differences.
+ALONG = (
+    ("accuracy_ensemble", 100, "ensemble accuracy, %", "percentage points"),
+    ("nll", 1, "NLL, nats", "nats (less is better)"),
+)
 
 
 def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figure:
-    """Ensemble accuracy, a marker a run and a bar at the mean; beside it one method minus every other, with 95 % t intervals.
+    """Draw every method's ensemble accuracy; beside it one method minus every other.
 
-    Of a large grid the first rows alone; without differences the accuracies alone.
+    Of a large grid the first methods alone; without differences the accuracies alone.
+
+    Args:
+        rows: As `chapters.results.per_run` gives them.
+        differences: As `chapters.results.paired` gives them.
+        method: The one that the others are compared with.
     """
-    methods = list(rows["method"].unique())[:MOST_ROWS]
+    methods = list(rows["method"].unique())[:MOST_METHODS]
     pairs = differences[differences["other"].isin(methods)]
     columns, names = 1 + bool(len(pairs)), [title(name) for name in methods]
     width = "column" if columns == 1 and max(map(len, names)) < 24 else "full"
-    with drawing(1, columns, width, 0.2 * len(methods) + 0.7, sharey=True) as (figure, axes):
+    with new_figure(1, columns, width, 0.2 * len(methods) + 0.7, sharey=True) as (figure, axes):
         left = axes[0, 0]
-        for y, name in enumerate(methods):
-            values = 100 * rows.loc[rows["method"] == name, "accuracy_ensemble"]
-            left.plot(
-                values, np.full(len(values), y), **look(name) | {"linestyle": "none"}, alpha=0.7
-            )
-            left.plot([values.mean()], [y], "|", color="black", markersize=9, markeredgewidth=1.2)
+        _draw_accuracies(left, rows, methods)
         left.set(yticks=range(len(methods)), yticklabels=names, ylim=(len(methods) - 0.5, -0.5))
-        left.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         left.set_xlabel("ensemble accuracy, %\n(a marker a run, bar: their mean)")
         for right in axes[0, 1:]:
-            for pair in pairs.itertuples():
-                values = 100 * pair.low, 100 * pair.difference, 100 * pair.high
-                interval(right, methods.index(pair.other), values, **look(pair.other))
-            right.axvline(0, color="black", linewidth=0.6)
-            right.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+            _draw_differences(right, pairs, methods)
             right.set_xlabel(
-                f"{title(method)} minus this one, same seed,\npercentage points (mean, 95 % t interval)"
+                f"{title(method)} minus this one, same seed,\n"
+                "percentage points (mean, 95 % t interval)"
             )
+        for panel in axes[0]:
+            panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     return figure
 
 
-def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
-    """Ensemble accuracy and NLL over a field's values, a dot a run, a line through the means; beside it baseline minus every other.
+def _draw_accuracies(panel: Axes, rows: pd.DataFrame, methods: Sequence[str]) -> None:
+    for y, name in enumerate(methods):
+        values = 100 * rows.loc[rows["method"] == name, "accuracy_ensemble"]
+        dots = style_of(name) | {"linestyle": "none"}
+        panel.plot(values, np.full(len(values), y), **dots, alpha=0.7)
+        panel.plot([values.mean()], [y], "|", color="black", markersize=9, markeredgewidth=1.2)
 
-    rows and differences (of both figures, with their 95 % t intervals) as `results.along` gives them; without differences the figures
-    alone.
+
+def _draw_differences(panel: Axes, pairs: pd.DataFrame, methods: Sequence[str]) -> None:
+    for pair in pairs.itertuples():
+        percent = 100 * pair.low, 100 * pair.difference, 100 * pair.high
+        draw_interval(panel, methods.index(pair.other), percent, **style_of(pair.other))
+    panel.axvline(0, color="black", linewidth=0.6)
+
+
+def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
+    """Draw ensemble accuracy and NLL over a field's values; beside them baseline minus the others.
+
+    A dot a run, a line through the means; without differences no second column.
+
+    Args:
+        rows: Runs, as `chapters.results.along` gives them.
+        differences: Of both figures, with 95 % t intervals, from the same function.
+        field: Of RunConfig.
     """
     lines = list(rows["line"].unique())
     baselines = differences["method"].str.split("+").str[0]
     differences = differences[differences["line"] != baselines]
-    values, columns = sorted(rows[field].unique()), 1 + bool(len(differences))
-    with drawing(2, columns, "full" if columns == 2 else "column", 3.7, sharex=True) as (
-        figure,
-        axes,
-    ):
-        for (name, scale, label, unit), (left, *rights) in zip(_ALONG, axes, strict=True):
-            _lines(left, rows, field, lines, name, scale)
+    columns = 1 + bool(len(differences))
+    width = "full" if columns == 2 else "column"
+    with new_figure(2, columns, width, 3.7, sharex=True) as (figure, axes):
+        for (name, scale, label, unit), (left, *rights) in zip(ALONG, axes, strict=True):
+            _draw_lines(left, rows, field, lines, name, scale)
             left.set_ylabel(label)
             for right in rights:
-                _intervals(right, differences[differences["figure"] == name], field, lines, scale)
+                pairs = differences[differences["figure"] == name]
+                _draw_intervals(right, pairs, field, lines, scale)
                 right.set_ylabel(unit)
-        for panel in axes.flat:
-            if values[0] > 0:
-                panel.set_xscale("log", base=2)
-            panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
-        for panel in axes[-1]:
-            panel.set_xlabel(field.replace("_", " "))
-        key(figure, axes[0, 0], 2 * columns)
+        _label_values(axes, field, sorted(rows[field].unique()))
+        legend_above(figure, axes[0, 0], 2 * columns)
         for right in axes[0, 1:]:
             right.set_title(f"{title(baselines.iloc[0])} minus the others")
     return figure
 
 
-def _lines(
+def _draw_lines(
     panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float
 ) -> None:
     for line in lines:
-        runs = rows[rows["line"] == line]
-        panel.plot(
-            runs[field],
-            scale * runs[name],
-            **look(line) | {"linestyle": "none"},
-            markersize=2.5,
-            alpha=0.5,
-        )
+        runs, style = rows[rows["line"] == line], style_of(line)
+        dots = style | {"linestyle": "none"}
+        panel.plot(runs[field], scale * runs[name], **dots, markersize=2.5, alpha=0.5)
         means = scale * runs.groupby(field)[name].mean()
-        panel.plot(means.index, means, label=title(line), **look(line))
+        panel.plot(means.index, means, label=title(line), **style)
 
 
-def _intervals(
+def _draw_intervals(
     panel: Axes, differences: pd.DataFrame, field: str, lines: Sequence[str], scale: float
 ) -> None:
     for k, line in enumerate(lines):
-        pairs = differences[differences["line"] == line].sort_values(field)
-        beside = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of one value side by side
-        for place, pair in zip(beside, pairs.itertuples(), strict=True):
-            interval(
-                panel,
-                place,
-                (scale * pair.low, scale * pair.difference, scale * pair.high),
-                upright=True,
-                **look(line),
-            )
-        panel.plot(beside, scale * pairs["difference"], **look(line) | {"marker": "none"})
+        pairs, style = differences[differences["line"] == line].sort_values(field), style_of(line)
+        positions = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of a value side by side
+        for x, pair in zip(positions, pairs.itertuples(), strict=True):
+            interval = scale * pair.low, scale * pair.difference, scale * pair.high
+            draw_interval(panel, x, interval, vertical=True, **style)
+        panel.plot(positions, scale * pairs["difference"], **style | {"marker": "none"})
     panel.axhline(0, color="black", linewidth=0.6)
 
 
-_ALONG = (
-    ("accuracy_ensemble", 100, "ensemble accuracy, %", "percentage points"),
-    ("nll", 1, "NLL, nats", "nats (less is better)"),
-)
+def _label_values(axes: np.ndarray, field: str, values: Sequence[float]) -> None:
+    for panel in axes.flat:
+        if values[0] > 0:
+            panel.set_xscale("log", base=2)
+        panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+    for panel in axes[-1]:
+        panel.set_xlabel(field.replace("_", " "))

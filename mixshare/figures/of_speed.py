@@ -6,49 +6,49 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from mixshare.figures.style import drawing, key
+from mixshare.figures.style import legend_above, new_figure
 
-HATCHES = ("", "////", "", "....", "", "xxxx")  # so that neighbours differ in grey too
+HATCHES = ("", "////", "", "....", "", "xxxx")  # neighbours differ in grey print too
 
 
 def time_spent(shares: pd.DataFrame) -> Figure:
-    """A bar a network, cut by where a step's time goes: shares (networks, kinds), each row summing to 1."""
-    with drawing(1, 1, "column", 1.0 + 0.28 * len(shares)) as (figure, axes):
+    """Draw a stacked bar for each network: the share of a step's time by kind of operator.
+
+    Args:
+        shares: (networks, kinds), each row summing to 1.
+    """
+    count = shares.shape[1]
+    with new_figure(1, 1, "column", 1.0 + 0.28 * len(shares)) as (figure, axes):
         panel, left = axes[0, 0], np.zeros(len(shares))
-        shades = plt.get_cmap()(np.linspace(0, 0.85, shares.shape[1]))
-        for kind, shade, hatch in zip(
-            shares, shades, np.resize(HATCHES, shares.shape[1]), strict=True
-        ):
-            panel.barh(
-                list(shares.index),
-                100 * shares[kind],
-                left=left,
-                color=shade,
-                label=kind,
-                hatch=hatch,
-                edgecolor="white",
-            )
-            left = left + 100 * shares[kind].to_numpy()
+        colors = plt.get_cmap()(np.linspace(0, 0.85, count))
+        for kind, color, hatch in zip(shares, colors, np.resize(HATCHES, count), strict=True):
+            width = 100 * shares[kind].to_numpy()
+            style = {"color": color, "hatch": hatch, "edgecolor": "white", "label": kind}
+            panel.barh(list(shares.index), width, left=left, **style)
+            left = left + width
         panel.set(xlim=(0, 100), xlabel="share of a step's time, %")
         panel.invert_yaxis()
         panel.grid(visible=False)
-        key(figure, panel, 2)
+        legend_above(figure, panel, 2)
     return figure
 
 
 def growths(table: pd.DataFrame, exponents: dict[str, float]) -> Figure:
-    """A panel for each size that grows: milliseconds a step over it, both axes logarithmic, with the fitted power in the title."""
-    with drawing(1, len(exponents), "full", 1.7, sharey=True) as (figure, axes):
+    """Draw the time of a step over each size that grows, on logarithmic axes.
+
+    Args:
+        table: As `chapters.speed.growth` gives it, for several sizes.
+        exponents: By size, the fitted power, for the panel's title.
+    """
+    with new_figure(1, len(exponents), "full", 1.7, sharey=True) as (figure, axes):
         for panel, (what, power) in zip(axes[0], exponents.items(), strict=True):
-            found = table[table["what"] == what]
-            panel.plot(found["size"], 1000 * found["seconds"], "o-", color="black")
+            rows = table[table["what"] == what]
+            panel.plot(rows["size"], 1000 * rows["seconds"], "o-", color="black")
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
-            panel.set_xticks(found["size"], found["size"].astype(str))
-            panel.set(
-                xlabel=what.replace("_", " ") + (", pixels" if what == "side" else ""),
-                title=f"power {power:.2f}",
-            )
+            panel.set_xticks(rows["size"], rows["size"].astype(str))
+            unit = ", pixels" if what == "side" else ""
+            panel.set(xlabel=what.replace("_", " ") + unit, title=f"power {power:.2f}")
         axes[0, 0].set_ylabel("milliseconds a step")
         axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0, 0].yaxis.set_major_formatter("{x:g}")

@@ -1,208 +1,205 @@
-"""Figures of chapters 02, 03 and 04: what the subnetworks lean on, how their encoders move, what each adjustment changes."""
+"""Figures of chapters 02 to 04: shared features, the encoders' kernels, effects of adjustments."""
 
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mixshare.config import title
-from mixshare.figures.style import BOTH, FAINT, MEMBERS, STARTS, drawing, interval, key, look, scale
+from mixshare.figures.style import (
+    ENCODER_STYLES,
+    FAINT,
+    MEMBER_COLORS,
+    SHARED_COLOR,
+    color_bar,
+    draw_interval,
+    legend_above,
+    new_figure,
+    style_of,
+)
 
-LONGEST = 36  # characters of a line beside a row
-
-
-def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel: str) -> Figure:
-    """Bars of two members over one another, a bar a feature, sorted by their difference: rows of (title, (2, C)) panels.
-
-    Panels of a row have one scale. Where the members lean on the same features the bars lie over one another, where they are
-    separated one colour stands alone on each side.
-    """
-    rows, columns = len(panels), max(map(len, panels))
-    with drawing(
-        rows, columns, "full" if columns > 1 else "column", 1.15 * rows + 0.4, sharey="row"
-    ) as (figure, axes):
-        for row, line in enumerate(panels):
-            for column, (heading, values) in enumerate(line):
-                _bars(axes[row, column], values, heading)
-            axes[row, 0].set_ylabel(ylabel)
-        for panel in axes[-1]:
-            panel.set_xlabel(xlabel)
-        key(figure, axes[0, 0], 3, last="both")
-    return figure
-
-
-def _bars(axes: Axes, values: Tensor, heading: str) -> None:
-    pair = values[:, (values[1] - values[0]).argsort()].detach().cpu().numpy()
-    places = np.arange(pair.shape[1])
-    for number, heights in enumerate(pair):
-        axes.bar(
-            places,
-            heights,
-            width=1.0,
-            color=MEMBERS[number],
-            linewidth=0,
-            label=f"subnetwork {number + 1}",
-        )
-    edges, shared = np.append(places, len(places)) - 0.5, np.append(pair.min(axis=0), 0)
-    axes.fill_between(edges, shared, step="post", color=BOTH, linewidth=0, label="both", zorder=1.5)
-    axes.set(title=heading, xlim=(edges[0], edges[-1]), xticks=[])
-
-
-def overlaps(table: pd.DataFrame) -> Figure:
-    """Overlap after each block, a marker a run with its bootstrap interval, and in grey what chance would give (5 to 95 %)."""
-    methods = list(table["method"].unique())
-    with drawing(1, len(methods), "full" if len(methods) > 1 else "column", 1.9, sharey=True) as (
-        figure,
-        axes,
-    ):
-        for panel, method in zip(axes[0], methods, strict=True):
-            runs = table[table["method"] == method]
-            for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
-                x = row.block + 0.2 * (
-                    k % runs["seed"].nunique() - (runs["seed"].nunique() - 1) / 2
-                )
-                chance = {
-                    "color": FAINT,
-                    "linewidth": 4,
-                    "solid_capstyle": "butt",
-                    "label": None if k else "chance, 5 to 95 %",
-                }
-                panel.plot([x, x], [row.null_5, row.null_95], **chance)
-                interval(
-                    panel,
-                    x,
-                    (row.overlap_low, row.overlap, row.overlap_high),
-                    upright=True,
-                    **look(method),
-                )
-            panel.set(
-                xticks=sorted(runs["block"].unique()),
-                xlabel="after block",
-                ylim=(0, 1.02),
-                title=short(method),
-            )
-        axes[0, 0].set_ylabel("overlap of importances")
-        key(figure, axes[0, 0], 1)
-    return figure
+LINE_LENGTH = 36  # characters of a row's label
+CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
 
 
 def short(name: str) -> str:
-    """A run's name as a title: the override alone where there is one."""
+    """Return a run's name as a short title: its overrides alone where it has any."""
     method, _, overrides = name.partition("+")
     return overrides.replace("encoder_init=", "").replace("+", ", ") or title(method)
 
 
+def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel: str) -> Figure:
+    """Draw the bars of two members over one another, a bar a feature, sorted by their difference.
+
+    Where both members use a feature, the shared part of the bars has a third colour.
+
+    Args:
+        panels: Rows of panels; each a title and the values (2, C). A row has one scale.
+        ylabel: Of the values.
+        xlabel: Of the features.
+    """
+    rows, columns = len(panels), max(map(len, panels))
+    width = "full" if columns > 1 else "column"
+    with new_figure(rows, columns, width, 1.15 * rows + 0.4, sharey="row") as (figure, axes):
+        for row, line in enumerate(panels):
+            for column, (heading, values) in enumerate(line):
+                _draw_bars(axes[row, column], values, heading)
+            axes[row, 0].set_ylabel(ylabel)
+        for panel in axes[-1]:
+            panel.set_xlabel(xlabel)
+        legend_above(figure, axes[0, 0], 3, last="both")
+    return figure
+
+
+def _draw_bars(axes: Axes, values: Tensor, heading: str) -> None:
+    pair = values[:, (values[1] - values[0]).argsort()].detach().cpu().numpy()
+    positions = np.arange(pair.shape[1])
+    for member, (heights, color) in enumerate(zip(pair, MEMBER_COLORS, strict=True), start=1):
+        style = {"width": 1.0, "linewidth": 0, "color": color}
+        axes.bar(positions, heights, **style, label=f"subnetwork {member}")
+    edges = np.append(positions, len(positions)) - 0.5
+    shared = np.append(pair.min(axis=0), 0)
+    style = {"color": SHARED_COLOR, "linewidth": 0, "zorder": 1.5}
+    axes.fill_between(edges, shared, step="post", **style, label="both")
+    axes.set(title=heading, xlim=(edges[0], edges[-1]), xticks=[])
+
+
+def overlaps(table: pd.DataFrame) -> Figure:
+    """Draw every run's overlap after each block, and the range that chance would give in grey.
+
+    Args:
+        table: As `chapters.studies.sharing` gives it, for several runs.
+    """
+    methods = list(table["method"].unique())
+    width = "full" if len(methods) > 1 else "column"
+    with new_figure(1, len(methods), width, 1.9, sharey=True) as (figure, axes):
+        for panel, method in zip(axes[0], methods, strict=True):
+            _draw_overlaps(panel, table[table["method"] == method], style_of(method))
+            panel.set_title(short(method))
+        axes[0, 0].set_ylabel("overlap of importances")
+        legend_above(figure, axes[0, 0], 1)
+    return figure
+
+
+def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
+    seeds = runs["seed"].nunique()
+    for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
+        x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
+        label = None if k else "chance, 5 to 95 %"
+        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label=label)
+        interval = row.overlap_low, row.overlap, row.overlap_high
+        draw_interval(panel, x, interval, vertical=True, **style)
+    panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
+
+
 def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
-    """How the encoders' kernels move over training, a line a run: mean cosine, and mean ratio of norms (1: equal), by their start."""
-    panels = (
-        ("kernel_cosine", "mean cosine of kernels"),
-        ("kernel_norm_ratio", "mean ratio of kernels' norms"),
-    )
-    with drawing(1, 2, "full", 2.2) as (figure, axes):
-        for panel, (column, label) in zip(axes[0], panels, strict=True):
-            for place, (start, runs) in enumerate(histories.items()):
-                for number, history in enumerate(runs):
-                    every = (
-                        place * len(history) // 25,
-                        max(1, len(history) // 5),
-                    )  # markers of two lines apart
-                    told = {"label": start} if not number else {}
-                    panel.plot(
-                        history["epoch"] + 1,
-                        history[column],
-                        **STARTS[start],
-                        **told,
-                        linewidth=0.8,
-                        markevery=every,
-                    )
+    """Draw how alike the encoders' kernels are over the epochs, a line a run.
+
+    Args:
+        histories: By encoder_init, each run's history.
+    """
+    panels = {
+        "kernel_cosine": "mean cosine of kernels",
+        "kernel_norm_ratio": "mean ratio of kernels' norms",
+    }
+    with new_figure(1, 2, "full", 2.2) as (figure, axes):
+        for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
+            for number, (encoder_init, runs) in enumerate(histories.items()):
+                for k, history in enumerate(runs):
+                    # markers of two lines apart
+                    every = number * len(history) // 25, max(1, len(history) // 5)
+                    style = ENCODER_STYLES[encoder_init] | {"linewidth": 0.8, "markevery": every}
+                    name = None if k else encoder_init
+                    panel.plot(history["epoch"] + 1, history[column], **style, label=name)
             panel.set(xlabel="epochs trained", ylabel=label)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        key(figure, axes[0, 0], len(histories))
+        legend_above(figure, axes[0, 0], len(histories))
     return figure
 
 
 def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
-    """The encoders' kernels (16, C, 3, 3), averaged over the colours, a row a member, side by side by the encoders' start."""
-    pictures = {
-        start: [kernel.detach().mean(dim=1) for kernel in members]
-        for start, members in kernels_of.items()
-    }
-    members, channels = len(next(iter(pictures.values()))), len(next(iter(pictures.values()))[0])
-    with drawing(len(pictures), 1, "full", 0.09 * (4 * members + 1) * len(pictures) + 0.5) as (
-        figure,
-        axes,
-    ):
-        for panel, (start, kernels) in zip(axes[:, 0], pictures.items(), strict=True):
-            strip = np.pad(
-                [kernel.numpy() for kernel in kernels],
-                ((0, 0), (0, 0), (0, 1), (0, 1)),
-                constant_values=np.nan,
-            )
-            strip = strip.transpose(0, 2, 1, 3).reshape(4 * members, 4 * channels)[:-1, :-1]
-            reach = np.nanmax(np.abs(strip))
-            scale(panel.imshow(strip, vmin=-reach, vmax=reach), "weight")
-            panel.set(
-                xticks=[],
-                yticks=[1 + 4 * m for m in range(members)],
-                yticklabels=[f"encoder {m + 1}" for m in range(members)],
-            )
-            panel.tick_params(length=0)
-            panel.set_title(start)
-            panel.grid(False)
-            panel.spines[:].set_visible(False)
-        panel.set(
-            xticks=[1 + 4 * c for c in range(channels)],
-            xticklabels=range(1, channels + 1),
-            xlabel="output channel",
-        )
+    """Draw the encoders' kernels, averaged over the colours: a column a channel, a row an encoder.
+
+    Args:
+        kernels_of: By encoder_init, each encoder's kernel (16, C, 3, 3).
+    """
+    stacked = {name: torch.stack(list(each)).mean(dim=2) for name, each in kernels_of.items()}
+    members, channels = next(iter(stacked.values())).shape[:2]
+    height = 0.09 * (4 * members + 1) * len(stacked) + 0.5
+    with new_figure(len(stacked), 1, "full", height) as (figure, axes):
+        for panel, (encoder_init, pictures) in zip(axes[:, 0], stacked.items(), strict=True):
+            _draw_kernels(panel, _tile(pictures))
+            panel.set_title(encoder_init)
+            names = [f"encoder {m + 1}" for m in range(members)]
+            panel.set(xticks=[], yticks=_middles(members), yticklabels=names)
+        bottom, numbers = axes[-1, 0], range(1, channels + 1)
+        bottom.set(xticks=_middles(channels), xticklabels=numbers, xlabel="output channel")
     return figure
+
+
+def _tile(pictures: Tensor) -> np.ndarray:
+    """Put pictures (M, 16, 3, 3) into one, with a line of NaN between: (4M - 1, 63)."""
+    rows, columns = pictures.shape[:2]
+    gaps = ((0, 0), (0, 0), (0, 1), (0, 1))
+    padded = np.pad(pictures.detach().numpy(), gaps, constant_values=np.nan)  # (M, 16, 4, 4)
+    return padded.transpose(0, 2, 1, 3).reshape(4 * rows, 4 * columns)[:-1, :-1]
+
+
+def _middles(count: int) -> list[int]:
+    """Return the middles of `_tile`'s rows or columns."""
+    return [1 + 4 * k for k in range(count)]
+
+
+def _draw_kernels(panel: Axes, picture: np.ndarray) -> None:
+    largest = np.nanmax(np.abs(picture))
+    color_bar(panel.imshow(picture, vmin=-largest, vmax=largest), "weight")
+    panel.tick_params(length=0)
+    panel.grid(False)
+    panel.spines[:].set_visible(False)
 
 
 def adjustments(table: pd.DataFrame) -> Figure:
-    """Each adjustment's difference to its base, in accuracy and in NLL, a marker and a 95 % t interval; those of a base together.
+    """Draw what each adjustment changes, in accuracy and in NLL, with 95 % t intervals.
 
-    The axes are linear around zero and logarithmic beyond, since one row can be a hundred times another.
+    The axes are linear around zero and logarithmic beyond, since one row can be a hundred times
+    another.
+
+    Args:
+        table: As `chapters.studies.adjustments` gives it; rows of one base come together.
     """
-    panels = (
-        (
-            "change of ensemble accuracy,\npercentage points",
-            100,
-            (1, 10, 100),
-            ("difference", "low", "high"),
-        ),
-        (
-            "change of NLL, nats\n(less is better)",
-            1,
-            (0.05, 1),
-            ("nll_difference", "nll_low", "nll_high"),
-        ),
-    )
     bases = list(table["base"].unique())
-    table = table.sort_values(
-        "base", key=lambda column: column.map(bases.index), kind="stable"
-    ).reset_index(drop=True)
-    with drawing(1, 2, "full", 0.26 * len(table) + 0.9, sharey=True) as (figure, axes):
-        for panel, (label, unit, ticks, names) in zip(axes[0], panels, strict=True):
-            for y, row in table.iterrows():
-                middle, low, high = (unit * row[name] for name in names)
-                told = (
-                    {"label": title(row["base"])}
-                    if row["base"] not in table["base"][:y].values
-                    else {}
-                )
-                interval(panel, y, (low, middle, high), **look(row["base"]), **told)
-            panel.axvline(0, color="black", linewidth=0.6)
-            panel.axvspan(-ticks[0], ticks[0], color=FAINT, alpha=0.25, linewidth=0)
-            panel.set_xscale("symlog", linthresh=ticks[0], linscale=1.5)
-            places = [*(-tick for tick in reversed(ticks)), 0, *ticks]
-            panel.set_xticks(places, [f"{place:g}" for place in places])
-            panel.set_xlabel(label)
-        changes = [textwrap.fill(change, LONGEST) for change in table["change"]]
-        axes[0, 0].set(yticks=range(len(table)), yticklabels=changes, ylim=(len(table) - 0.5, -0.5))
-        key(figure, axes[0, 0], len(bases))
+    groups = [rows for _, rows in table.groupby("base", sort=False)]
+    table = pd.concat(groups, ignore_index=True)
+    count = len(table)
+    with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
+        left, right = axes[0]
+        _draw_changes(left, table, "", 100, (1, 10, 100))
+        left.set_xlabel("change of ensemble accuracy,\npercentage points")
+        _draw_changes(right, table, "nll_", 1, (0.05, 1))
+        right.set_xlabel("change of NLL, nats\n(less is better)")
+        labels = [textwrap.fill(change, LINE_LENGTH) for change in table["change"]]
+        left.set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
+        legend_above(figure, left, len(bases))
     return figure
+
+
+def _draw_changes(
+    panel: Axes, table: pd.DataFrame, prefix: str, scale: float, ticks: Sequence[float]
+) -> None:
+    first = ~table["base"].duplicated()
+    for y, row in table.iterrows():
+        names = (f"{prefix}{name}" for name in ("low", "difference", "high"))
+        interval = tuple(scale * row[name] for name in names)
+        label = title(row["base"]) if first[y] else None
+        draw_interval(panel, y, interval, **style_of(row["base"]), label=label)
+    panel.axvline(0, color="black", linewidth=0.6)
+    panel.axvspan(-ticks[0], ticks[0], color=FAINT, alpha=0.25, linewidth=0)
+    panel.set_xscale("symlog", linthresh=ticks[0], linscale=1.5)
+    values = [*(-tick for tick in reversed(ticks)), 0, *ticks]
+    panel.set_xticks(values, [f"{value:g}" for value in values])

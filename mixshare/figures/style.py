@@ -1,4 +1,4 @@
-"""What all figures share: the style sheet, widths on a page, the look of a method, and how a figure is saved."""
+"""What all figures share: the style sheet, widths on a page, a method's style, legends, saving."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,59 +11,72 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from mixshare.errors import InvalidValue
+from mixshare.checks import InvalidValue
 from mixshare.files import write
 
-SHEET = "mixshare.mixshare"  # mixshare/mixshare.mplstyle, by Matplotlib's name for it
+STYLE_SHEET = "mixshare.mixshare"  # mixshare/mixshare.mplstyle, by Matplotlib's name for it
 WIDTHS = {"column": 3.25, "full": 6.875}  # inches, of a page of two columns such as CVPR's
 
-# Okabe and Ito's palette, safe for the colour-blind. A method has its colour, marker and dashes everywhere, so that grey print does too.
-LOOKS = {
+# Okabe and Ito's palette, safe for the colour-blind. A method has one colour, marker and dashes
+# in every figure, so that grey print can be read too.
+METHOD_STYLES = {
     "single": {"color": "#000000", "marker": "o", "linestyle": ":"},
     "mimo": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
     "linear_mixmo": {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 2, 4, 2))},
     "cut_mixmo": {"color": "#0072B2", "marker": "D", "linestyle": "-."},
     "mixshare": {"color": "#D55E00", "marker": "^", "linestyle": "-"},
 }
-OTHER = {"color": "#767676", "marker": "v", "linestyle": (0, (5, 3))}
-# The starts of the encoders, runs of MixShare all: its own by default, and else colours that no method has.
-STARTS = {
-    "identical": LOOKS["mixshare"],
+OTHER_STYLE = {"color": "#767676", "marker": "v", "linestyle": (0, (5, 3))}
+# Runs of MixShare by encoder_init: its default in MixShare's style, the others in colours that no
+# method has.
+ENCODER_STYLES = {
+    "identical": METHOD_STYLES["mixshare"],
     "colinear": {"color": "#882255", "marker": "o", "linestyle": "--"},
     "half": {"color": "#009E73", "marker": "D", "linestyle": ":"},
     "flipped": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
     "independent": {"color": "#332288", "marker": "s", "linestyle": (0, (1, 2, 4, 2))},
 }
-# Two members, and between them where both are: Tol's blue and yellow for high contrast, and their mean. In grey: dark, light, between.
-MEMBERS = ("#004488", "#DDAA33")
-BOTH = "#6F775E"
-FAINT = "#BBBBBB"  # frames, and what chance would give
+# Two members in Tol's blue and yellow of high contrast, and what both have in their mean; in grey
+# print dark, light and between.
+MEMBER_COLORS = ("#004488", "#DDAA33")
+SHARED_COLOR = "#6F775E"
+FAINT = "#BBBBBB"  # frames, and the range of chance
 
-SAVED = {
+# By file ending: no time and no version, so that equal figures are equal files.
+METADATA = {
     ".png": {"Software": None},
     ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}  # without time and version
+}
 
 
-def look(method: str) -> dict[str, Any]:
-    """A method's colour, marker and dashes; an ablation has those of the method that it starts from."""
-    return LOOKS.get(method.split("+")[0], OTHER)
+def style_of(name: str) -> dict[str, Any]:
+    """Return a run's colour, marker and dashes: those of its method, whatever its overrides."""
+    return METHOD_STYLES.get(name.split("+")[0], OTHER_STYLE)
 
 
-def house() -> AbstractContextManager[None]:
-    """The house style, in which figures are made and written; a reader's own settings count afterwards again."""
-    return plt.style.context(SHEET, after_reset=True)
+def house_style() -> AbstractContextManager[None]:
+    """Apply the style sheet, on top of Matplotlib's defaults, for as long as the context lasts."""
+    return plt.style.context(STYLE_SHEET, after_reset=True)
 
 
 @contextmanager
-def drawing(
+def new_figure(
     rows: int, columns: int, width: str, height: float, **options: Any
 ) -> Iterator[tuple[Figure, np.ndarray]]:
-    """A figure in the house style and its axes (rows, columns); closed for pyplot, so that a chapter shows it once, as a cell's value.
+    """Make a figure to draw into, in the house style.
 
-    width: one of WIDTHS; height in inches.
+    Pyplot closes it, so that a chapter shows it once: as the value of a cell.
+
+    Args:
+        rows, columns: Of its panels.
+        width: A key of WIDTHS.
+        height: In inches.
+        **options: For `matplotlib.pyplot.subplots`.
+
+    Yields:
+        The figure and its axes (rows, columns).
     """
-    with house():
+    with house_style():
         figure, axes = plt.subplots(
             rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options
         )
@@ -73,55 +86,74 @@ def drawing(
             plt.close(figure)
 
 
-def key(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
-    """A legend of a panel's labels above all panels, where it covers nothing; the label `last` comes last."""
-    entries = sorted(
-        zip(*panel.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == last
-    )
-    figure.legend(*zip(*entries, strict=True), loc="outside upper right", ncols=columns)
+def legend_above(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
+    """Put a legend of a panel's labels above all panels, where it covers no data.
+
+    Args:
+        figure, panel: The figure, and the panel that has all labels.
+        columns: Of the legend.
+        last: The label that comes last, whenever it was drawn.
+    """
+    entries = zip(*panel.get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] == last), strict=True)
+    figure.legend(handles, labels, loc="outside upper right", ncols=columns)
 
 
-def scale(shown: AxesImage, label: str, ticks: Sequence[float] | None = None) -> None:
-    """A colour bar beside an image, with what its colours mean."""
-    inch = shown.figure.dpi / shown.axes.bbox.width
-    place = shown.axes.inset_axes((1 + 0.08 * inch, 0, 0.06 * inch, 1))
-    shown.figure.colorbar(shown, cax=place, label=label, ticks=ticks).outline.set_linewidth(0)
+def color_bar(image: AxesImage, label: str, ticks: Sequence[float] | None = None) -> None:
+    """Draw the scale of an image's colours at its right, with a label of what they mean."""
+    inch = image.figure.dpi / image.axes.bbox.width  # of the panel's width
+    panel = image.axes.inset_axes((1 + 0.08 * inch, 0, 0.06 * inch, 1))
+    bar = image.figure.colorbar(image, cax=panel, label=label, ticks=ticks)
+    bar.outline.set_linewidth(0)
 
 
-def interval(
+def draw_interval(
     panel: Axes,
-    place: float,
-    values: tuple[float, float, float],
-    upright: bool = False,
-    **looks: Any,
+    position: float,
+    interval: tuple[float, float, float],
+    vertical: bool = False,
+    **style: Any,
 ) -> None:
-    """A marker at the middle of (low, middle, high), and a line from low to high, across the panel or upright."""
-    beside = [place] * 3
-    panel.plot(
-        *((beside, values) if upright else (values, beside)),
-        **looks | {"linestyle": "-"},
-        markevery=[1],
-    )
+    """Draw a line from low to high with a marker in the middle.
+
+    Args:
+        panel: Where it is drawn.
+        position: On the other axis.
+        interval: Low, middle, high.
+        vertical: Along the y axis; else along the x axis.
+        **style: Of the line and its marker; the line is always solid.
+    """
+    positions = [position] * 3
+    x, y = (positions, interval) if vertical else (interval, positions)
+    panel.plot(x, y, **style | {"linestyle": "-"}, markevery=[1])
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG or PDF, by the name's ending, as wide as it is on the page; whole or not at all, and the same bytes each time.
+    """Write a figure at its size on the page; whole or not at all, and the same bytes each time.
 
-    Raises ValueError for another ending.
+    Raises:
+        ValueError: The name does not end in .png or .pdf.
     """
     path = Path(path)
-    if path.suffix not in SAVED:
+    if path.suffix not in METADATA:
+        endings = ", ".join(METADATA)
         raise InvalidValue(
-            f"a figure can't be saved as {path.name!r}; possible are names that end in {', '.join(SAVED)}"
+            f"a figure can't be saved as {path.name!r}; possible are names that end in {endings}"
         )
-    write(path, lambda beside: print_to(beside, figure, path.suffix))
+    write(path, lambda temporary: render(temporary, figure, path.suffix))
 
 
-def print_to(file: Path | IO[bytes], figure: Figure, suffix: str, **options: Any) -> None:
-    """Write a figure in the house style, the same bytes each time, to a file of any name or one that is open; suffix: one of SAVED."""
-    with house():
+def render(file: Path | IO[bytes], figure: Figure, suffix: str, **options: Any) -> None:
+    """Write a figure in the house style to a file, the same bytes each time.
+
+    Args:
+        file: A path of any name, or an open file.
+        figure: What is written.
+        suffix: A key of METADATA.
+        **options: For `Figure.savefig`.
+    """
+    with house_style():
         for panel in filter(Axes.get_subplotspec, figure.axes):
-            panel.set_subplotspec(
-                panel.get_subplotspec()
-            )  # back to the start: a layout builds on the last one
-        figure.savefig(file, format=suffix.removeprefix("."), metadata=SAVED[suffix], **options)
+            # Back to the start, or a layout would build on the one of an earlier write.
+            panel.set_subplotspec(panel.get_subplotspec())
+        figure.savefig(file, format=suffix.removeprefix("."), metadata=METADATA[suffix], **options)

@@ -1,0 +1,333 @@
+"""Render the executed chapters of a profile as a book: `python docs/book.py digits`.
+
+Nothing is executed. A page is the reader's own executed chapter where there is one, else the
+published one. The pages' sources are written here, Sphinx renders them (conf.py), and pictures
+with controls are drawn in all their states (states.py).
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import states
+from states import TEMPLATES
+
+from mixshare.chapters.results import results_table
+from mixshare.checks import FileProblem, InvalidValue, check_choice
+from mixshare.config import METHODS, PROFILES, RunConfig, title
+from mixshare.files import (
+    display_path,
+    outputs_folder,
+    project_root,
+    published_folder,
+    read_json,
+    write_text,
+)
+
+Cell = dict[str, Any]
+
+DOCS = Path(__file__).parent
+CORE = Path("figures", "core.png")  # the paper's Fig. 6, as chapter 03 draws it
+DECISIONS = "What we had to decide"  # a part of the README, and a page
+STATES = "states"  # the book's folder of pictures that a reader can choose from
+_RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")
+
+
+def main() -> int:
+    """Render a profile's book; an expected error is one line, with exit status 1."""
+    parser = argparse.ArgumentParser(description="Render a profile's executed chapters as a book.")
+    parser.add_argument("profile", nargs="?", default="digits")
+    try:
+        build(parser.parse_args().profile)
+    except (InvalidValue, OSError) as error:
+        print(f"mixshare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(profile: str) -> None:
+    """Render a profile's book to outputs/<profile>/book, replacing an older one.
+
+    Raises:
+        ValueError: There is no such profile.
+        OSError: It has no results yet, or Sphinx is not installed.
+    """
+    check_choice("profile", profile, PROFILES)
+    book = outputs_folder() / profile / "book"
+    outputs_folder().mkdir(parents=True, exist_ok=True)
+    print(f"rendering the executed chapters of {profile}: a minute or two …", flush=True)
+    with tempfile.TemporaryDirectory(dir=outputs_folder(), prefix=".book-") as work:
+        pages, html = Path(work, "pages"), Path(work, "html")
+        assemble(profile, pages)
+        render(profile, pages, html)
+        shutil.move(pages / STATES, html / STATES)
+        book.parent.mkdir(exist_ok=True)
+        shutil.rmtree(book, ignore_errors=True)
+        html.rename(book)
+    count = sum("_static" not in path.parts for path in book.rglob("*.html"))
+    print(f"{count} pages; open {display_path(book / 'index.html')}")
+
+
+def render(profile: str, pages: Path, html: Path) -> None:
+    """Have Sphinx render sources to HTML; raises OSError where it can't."""
+    try:
+        from sphinx.cmd.build import build_main
+    except ImportError:
+        raise FileProblem("Sphinx is not installed: pip install 'mixshare[book]'") from None
+    options = ["-q", "-c", DOCS, "-d", html.with_name("doctrees")]
+    options += ["-D", f"html_title=MixShare, step by step: {profile}"]
+    if build_main([str(word) for word in (*options, pages, html)]):
+        raise FileProblem("Sphinx made no book, for the reason above")
+
+
+# What was executed
+
+
+@dataclass(frozen=True)
+class ExecutedRun:
+    """The training chapter of a run, as it was executed."""
+
+    path: Path
+    method: str  # with its overrides, as the run's folder has them
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """The run's name for people."""
+        return f"{title(self.method)}, seed {self.seed}"
+
+    @property
+    def page(self) -> str:
+        """The source of its page."""
+        return f"runs/{self.method}/seed-{self.seed}.ipynb"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The run's figures."""
+        return read_json(self.path.with_name("metrics.json"))
+
+
+def executed_runs(profile: str) -> list[ExecutedRun]:
+    """Return the executed training chapter of every run, in the order of METHODS.
+
+    Folders that don't have a run's name, such as backups, are left out.
+    """
+    paths = _own_or_published(profile, "*/seed-*/01_training.ipynb")
+    matches = [(path, _RUN.fullmatch(name)) for name, path in paths.items()]
+    runs = [ExecutedRun(path, match[1], int(match[2])) for path, match in matches if match]
+    order = list(METHODS)
+    return sorted(runs, key=lambda run: (order.index(_method(run)), run.method, run.seed))
+
+
+def executed_chapters(profile: str) -> dict[str, Path]:
+    """Return every other executed chapter by its name, behind which a grid's may stand."""
+    paths = _own_or_published(profile, "chapters/[0-9][0-9]_*.ipynb").values()
+    finished = {path.stem: path for path in paths if not path.stem.endswith(".partial")}
+    return dict(sorted(finished.items()))
+
+
+def results_folder(profile: str) -> Path | None:
+    """Return the folder with the profile's table of results: the reader's own, else published."""
+    table = _own_or_published(profile, "studies/results.csv")
+    return next((path.parents[1] for path in table.values()), None)
+
+
+def _own_or_published(profile: str, pattern: str) -> dict[str, Path]:
+    """Return files by their place in the profile's folder: the reader's own before published."""
+    found = {}
+    for folder in (published_folder() / profile, outputs_folder() / profile):
+        found |= {path.relative_to(folder).as_posix(): path for path in folder.glob(pattern)}
+    return found
+
+
+def _method(run: ExecutedRun) -> str:
+    return run.method.split("+")[0]
+
+
+def _origin(path: Path) -> str:
+    return "as published" if path.is_relative_to(published_folder()) else "your own"
+
+
+# The pages' sources
+
+
+def assemble(profile: str, pages: Path) -> None:
+    """Write the source of every page.
+
+    Raises:
+        OSError: There is no executed run, or no table of results.
+    """
+    runs, results = executed_runs(profile), results_folder(profile)
+    if not runs or not results:
+        raise FileProblem(
+            f"there are no executed chapters with a table of results of {profile} yet; "
+            f"make reproduce PROFILE={profile}"
+        )
+    folder = pages / STATES
+    folder.mkdir(parents=True)
+    # Chapter 01 is a run of the last method: mixshare, where it was trained.
+    shown = next(run for run in runs if _method(run) == _method(runs[-1]))
+    note = f"This is {shown.title}; [every other run](../runs.md) has a page of its own."
+    sources = {"chapters/01_training.ipynb": chapter_page(shown.path, note, folder=folder)}
+    for name, path in executed_chapters(profile).items():
+        sources[f"chapters/{name}.ipynb"] = chapter_page(path, folder=folder)
+    sources["index.md"] = first_page(profile, results, list(sources))
+    for run in runs:
+        if run is not shown:
+            sources[run.page] = chapter_page(run.path, title=run.title)
+    sources["runs.md"] = runs_page(runs, shown)
+    sources["decisions.md"] = decisions_page()
+    sources["code.md"] = code_page()
+    for name, text in sources.items():
+        write_text(pages / name, text)
+    shutil.copyfile(DOCS / "api.rst", pages / "api.rst")
+    if core_figure(profile, results):
+        shutil.copyfile(results / CORE, pages / CORE.name)
+
+
+def chapter_page(path: Path, note: str = "", title: str = "", folder: Path | None = None) -> str:
+    """Return an executed chapter as a page, its code folded away.
+
+    Args:
+        path: The executed notebook.
+        note: Follows the line under the title, which says where the chapter comes from.
+        title: In place of the chapter's own.
+        folder: Where the states of its picture with controls go; without one, the picture stays
+            as it was executed.
+    """
+    notebook = read_json(path)
+    chapter, _, grid = path.stem.partition("-")
+    cells = list(_described(notebook["cells"]))
+    if folder:
+        cells = _with_states(cells, chapter, notebook, folder / path.stem)
+    heading, text = cells[0]["source"].split("\n", 1)
+    heading = f"# {title}" if title else heading
+    grid = f" (grid {grid})" if grid else ""
+    origin = f"*Executed, {_origin(path)}; the code is folded away.*"
+    opening = cells[0] | {"source": f"{heading}{grid}\n\n{origin} {note}\n{text}"}
+    return json.dumps(notebook | {"cells": list(_folded([opening, *cells[1:]]))})
+
+
+def _described(cells: list[Cell]) -> Iterator[Cell]:
+    """Yield the cells with what MyST-NB is to know: that code is hidden, and figures' captions.
+
+    A figure whose cell has no description is described by the heading above it.
+    """
+    heading = ""
+    for cell in cells:
+        source, metadata = "".join(cell["source"]), cell["metadata"]
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
+        else:
+            metadata = metadata | {"tags": [*metadata.get("tags", []), "hide-input"]}
+            if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
+                alt = f"Figure in the part “{heading}”"
+                default = {"figure": {"caption": heading}, "image": {"alt": alt}}
+                metadata = {"mystnb": default} | metadata
+        yield cell | {"source": source, "metadata": metadata}
+
+
+def _with_states(
+    cells: list[Cell], chapter: str, notebook: dict[str, Any], folder: Path
+) -> list[Cell]:
+    """Return the cells with all states of a picture with controls in place of its first one."""
+    tagged = [cell for cell in cells if "explore" in cell["metadata"].get("tags", [])]
+    explorer = states.remake(chapter, notebook) if tagged else None
+    if not explorer:
+        return cells
+    (cell,) = tagged
+    description = cell["metadata"]["mystnb"]
+    alt, caption = description["image"]["alt"], description["figure"]["caption"]
+    address = f"../{folder.parent.name}/{folder.name}"
+    html = states.page_html(explorer, folder, address, alt, caption)
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
+    explored = cell | {"metadata": {"tags": ["hide-input"]}, "outputs": [output]}
+    return [explored if each is cell else each for each in cells]
+
+
+def _folded(cells: list[Cell]) -> Iterator[Cell]:
+    """Yield the cells, code without outputs joined to the code that follows."""
+    pending = ""
+    for cell, following in pairwise([*cells, {"cell_type": "end"}]):
+        if cell["cell_type"] == following["cell_type"] == "code" and not cell["outputs"]:
+            pending += f"{cell['source']}\n\n"
+        else:
+            yield cell | {"source": pending + cell["source"]}
+            pending = ""
+
+
+def runs_page(runs: list[ExecutedRun], shown: ExecutedRun) -> str:
+    """Return a page that leads to every run, with its figures; `shown` is chapter 01."""
+    return TEMPLATES.get_template("runs.md").render(runs=runs, shown=shown, origin=_origin)
+
+
+def decisions_page() -> str:
+    """Return the README's part on decisions as a page."""
+    readme = (project_root() / "README.md").read_text(encoding="utf-8")
+    part = readme.split(f"\n## {DECISIONS}\n")[1].split("\n## ")[0]
+    return f"# {DECISIONS}\n{part.replace('](docs/', '](')}"
+
+
+def code_page() -> str:
+    """Return the map from ideas to code, each name linked to its documentation."""
+    text = (DOCS / "code.md").read_text(encoding="utf-8")
+    return re.sub(r"`(mixshare\.[\w.]+)`", r"{py:obj}`\1`", text)
+
+
+def first_page(profile: str, results: Path, chapters: list[str]) -> str:
+    """Return the question, the answer in a picture and a table, and how sure we are.
+
+    Args:
+        profile: Whose results.
+        results: The folder with the profile's tables and figures.
+        chapters: The sources of the chapters' pages, in order.
+    """
+    files = (results / "studies").glob("*.csv")
+    tables = {path.stem: pd.read_csv(path, dtype={"seed": str}) for path in files}
+    verdicts = tables.get("sharing", pd.DataFrame(columns=["method", "verdict"]))
+    rows = tables["runs"]
+    rows = rows[~rows["seed"].str.contains("+", regex=False)]  # a deep ensemble is no run
+    runs = [_provenance(profile, results, row.method, row.seed) for row in rows.itertuples()]
+    machine = "{device}, threads: {threads}, {system}, Python {python}, PyTorch {torch}"
+    return TEMPLATES.get_template("index.md").render(
+        title=title,
+        config=RunConfig.preset(profile),
+        core=core_figure(profile, results),
+        verdicts=verdicts.groupby("method", sort=False)["verdict"],
+        table=results_table(results),
+        origin=_origin(results),
+        images=runs[0]["train_images"],
+        seeds=rows.groupby("method", sort=False)["seed"].agg(", ".join),
+        machines=list(dict.fromkeys(machine.format(**run) for run in runs)),
+        pairs=list(tables["paired"].itertuples()),
+        chapters=chapters,
+    )
+
+
+def core_figure(profile: str, results: Path) -> dict[str, Any] | None:
+    """Return how chapter 03 describes the paper's Fig. 6; None where it did not draw it."""
+    chapter = executed_chapters(profile).get("03_subnetwork_features")
+    drawn = (results / CORE).is_file()
+    cells = read_json(chapter)["cells"] if chapter and drawn else []
+    described = [cell["metadata"].get("mystnb", {}) for cell in cells]
+    return next((each for each in described if each.get("figure", {}).get("name") == "core"), None)
+
+
+def _provenance(profile: str, results: Path, method: str, seed: str) -> dict[str, Any]:
+    """Return what made a run; a reader's own table may be about published runs too."""
+    folders = (results, published_folder() / profile)
+    paths = [folder / method / f"seed-{seed}" / "metrics.json" for folder in folders]
+    return read_json(next(filter(Path.is_file, paths), paths[0]))["provenance"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Pictures with controls: drawn anew for each choice in Jupyter, a plain picture elsewhere."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from itertools import cycle, islice, product
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mixshare import features, figures, mixing, plan, runs
+from mixshare.batch import Normalise
+from mixshare.config import RunConfig
+from mixshare.data import Data
+from mixshare.execution import in_jupyter
+from mixshare.figures.style import render
+
+# Of a picture with controls: sharp on a screen, where an inch of it is 100 pixels wide. Saved
+# figures have more, but a page of the book has dozens of these.
+DPI = 160
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A picture that follows its controls; a chapter's cell that ends with one shows it."""
+
+    #: takes a choice of every control, in order; returns the figure and a sentence about it
+    draw: Callable[..., tuple[Figure, str]]
+    #: by label, what can be chosen: a range is a slider, a list of words a menu
+    controls: dict[str, Sequence[Any]]
+    start: tuple[Any, ...]  #: the first choice
+
+    def states(self) -> Iterator[tuple[tuple[Any, ...], bytes, str]]:
+        """Yield every choice that the controls offer, with its picture and its sentence."""
+        return ((choice, *self.state(choice)) for choice in product(*self.controls.values()))
+
+    def state(self, choice: tuple[Any, ...]) -> tuple[bytes, str]:
+        """Return the picture of a choice, as PNG, and its sentence."""
+        figure, sentence = self.draw(*choice)
+        file = io.BytesIO()
+        render(file, figure, ".png", dpi=DPI)
+        return file.getvalue(), sentence
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a notebook shows: the plain picture, and in Jupyter the controls too."""
+        picture, sentence = self.state(self.start)
+        bundle = {"image/png": _base64(picture), "text/plain": sentence}
+        if in_jupyter():
+            bundle = self.live()._repr_mimebundle_() | bundle
+        pixels = int.from_bytes(picture[16:20])  # a PNG's width
+        return bundle, {"image/png": {"width": round(pixels * 100 / DPI)}}
+
+    def live(self) -> Any:
+        """Return widgets: the controls, and below them the picture of what is chosen."""
+        import ipywidgets
+
+        widgets = {
+            name: _widget(name, options, first)
+            for (name, options), first in zip(self.controls.items(), self.start, strict=True)
+        }
+        row = ipywidgets.Box([*widgets.values()], layout={"flex_flow": "row wrap"})
+        return ipywidgets.VBox([row, ipywidgets.interactive_output(self._display, widgets)])
+
+    def _display(self, **chosen: Any) -> None:
+        from IPython.display import HTML, display
+
+        picture, sentence = self.state(tuple(chosen.values()))
+        source, text = f"data:image/png;base64,{_base64(picture)}", escape(sentence)
+        image = f'<img src="{source}" alt="{text}" style="max-width: 100%">'
+        display(HTML(f"<figure>{image}<figcaption>{text}</figcaption></figure>"))
+
+
+def _base64(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+def _widget(name: str, options: Sequence[Any], first: Any) -> Any:
+    import ipywidgets
+
+    common = {"value": first, "description": name, "style": {"description_width": "initial"}}
+    if isinstance(options, range):
+        ends = {"min": options[0], "max": options[-1], "step": options.step}
+        return ipywidgets.IntSlider(**ends, continuous_update=False, **common)
+    return ipywidgets.Dropdown(options=options, **common)
+
+
+# Chapter 01: test images, mixed by hand
+
+BOX_CENTRES = {  # from the top and from the left, as parts of the image
+    "top left": (0.25, 0.25),
+    "middle": (0.5, 0.5),
+    "top right": (0.25, 0.75),
+    "bottom left": (0.75, 0.25),
+    "bottom right": (0.75, 0.75),
+}
+NO_BOX = "none: mixed all over"
+
+
+def mixed(run: runs.Run, data: Data) -> Explorer:
+    """Explore what a trained network answers to test images that are mixed by hand.
+
+    Each member gets an image of another class. The controls are the share of input 1 and the box
+    that has this share; without a box, which only methods that mix linearly know, the masks are
+    constant.
+    """
+    cutmix = run.config.mix == "cutmix"
+    boxes = [*BOX_CENTRES] if cutmix else []
+    if not cutmix or run.config.mix_probability < 1:
+        boxes.append(NO_BOX)
+    labels = data.test_labels
+    first_of_class = (int((labels == label).nonzero()[0]) for label in labels.unique())
+    rows = list(islice(cycle(first_of_class), run.config.members))
+    controls = {"share of input 1, %": range(10, 100, 20), "its box": boxes}
+    return Explorer(partial(_draw_mixed, run, data, rows), controls, (50, boxes[0]))
+
+
+def manual_masks(config: RunConfig, share: float, box: str, height: int, width: int) -> Tensor:
+    """Return masks that give member 1 a share of the image; the others share the rest evenly.
+
+    Args:
+        config: The run.
+        share: In (0, 1). A box has no more than this, and less where the border clips it.
+        box: A key of BOX_CENTRES for member 1's box, or NO_BOX for constant masks.
+        height, width: Of the image, in pixels.
+
+    Returns:
+        (M, 1, 1, H, W) float32.
+    """
+    others = config.members - 1
+    if box == NO_BOX:
+        ratios = torch.tensor([share] + [(1 - share) / others] * others)
+        return mixing.linear_masks(ratios[:, None], height, width)
+    # Member 1's box lies on top; box k takes its share of what the boxes above it leave.
+    shares = np.array([*(1 / (k + 1) for k in range(1, others)), share])
+    top, left = BOX_CENTRES[box]
+    centres = np.array([(1 - top, 1 - left)] * (others - 1) + [(top, left)])
+    boxes = torch.from_numpy(plan.boxes(shares, centres, height, width))[None]
+    return mixing.cutmix_masks(boxes, torch.arange(others, -1, -1), height, width)
+
+
+@torch.no_grad()
+def _draw_mixed(
+    run: runs.Run, data: Data, rows: list[int], percent: int, box: str
+) -> tuple[Figure, str]:
+    config, model, images = run.config, run.model, data.test_images[rows]
+    masks = manual_masks(config, percent / 100, box, *data.shape[:2])
+    encoding = mixing.mix(model.encode(Normalise(data).inputs(images)[:, None]), masks)
+    core = model.core(encoding)
+    logits = model.classify(core, masks if config.unmix else None)  # (M, 1, classes)
+    answers = [_answer(data, probabilities) for probabilities in logits[:, 0].softmax(dim=1)]
+    kept = mean = core.mean(dim=1)
+    if config.unmix:
+        kept = mean * mixing.resize_masks(masks, core.shape[-2:], config.unmix_resize)[:, :, 0]
+    pictures = images.permute(0, 3, 1, 2)[:, None] / 255
+    kept = kept.expand(config.members, *mean.shape)
+    figure = figures.mixing(pictures, masks, encoding.mean(dim=1), mean, kept)
+    names = [_class_name(data, label) for label in data.test_labels[rows]]
+    notes, sentences = {}, [f"Asked for: {percent} % for input 1."]
+    members = zip(names, mixing.mask_ratios(masks)[:, 0].tolist(), answers, strict=True)
+    for m, (name, ratio, answer) in enumerate(members, start=1):
+        notes |= {f"input {m}": name, f"mask {m}": f"{ratio:.2f}"}
+        notes[f"kept for\nclassifier {m}"] = answer
+        sentences.append(
+            f"Input {m} (class {name}) has {ratio:.2f} of the picture; classifier {m} answers "
+            f"{answer}."
+        )
+    figures.note(figure, notes)
+    return figure, " ".join(sentences)
+
+
+def _class_name(data: Data, label: Tensor) -> str:
+    return data.class_names[int(label)]
+
+
+def _answer(data: Data, probabilities: Tensor) -> str:
+    return f"{_class_name(data, probabilities.argmax())} ({probabilities.max():.2f})"
+
+
+# Chapter 03: which feature maps each subnetwork uses
+
+
+def importance(
+    pictured: Sequence[runs.Run], importances: Sequence[Sequence[Tensor]], data: Data
+) -> Explorer:
+    """Explore appendix D's importances: by run, by block, and by what the other input is fixed at.
+
+    Args:
+        pictured: The runs.
+        importances: For each of them what `studies.block_importances` returns.
+        data: Whose first test images the fixed inputs are.
+    """
+    count = importances[0][0].shape[1]
+    names = [_class_name(data, label) for label in data.test_labels[:count]]
+    fixed = [f"image {k} (class {name})" for k, name in enumerate(names, start=1)]
+    inputs = [f"mean of {count}", *fixed]
+    short_names = [figures.short(run.config.name) for run in pictured]
+    by_name = dict(zip(short_names, importances, strict=True))
+    blocks = range(1, len(importances[0]) + 1)
+    controls = {"method": [*by_name], "block": blocks, "fixed input": inputs}
+    draw = partial(_draw_importance, by_name, inputs)
+    return Explorer(draw, controls, (short_names[-1], 1, inputs[0]))
+
+
+def _draw_importance(
+    by_name: dict[str, Sequence[Tensor]], inputs: list[str], name: str, block: int, fixed: str
+) -> tuple[Figure, str]:
+    values = by_name[name][block - 1][:2]  # (2, F, C)
+    k = inputs.index(fixed)
+    pair = values[:, k - 1] if k else values.mean(dim=1)
+    overlap, (low, high) = features.overlap(*pair).item(), features.chance(*pair)
+    title = f"{name}, block {block}: overlap {overlap:.2f}"
+    figure = figures.overlaid([[(title, pair)]], "importance", "feature maps, sorted")
+    # One scale for all choices of a block.
+    largest = max(float(blocks[block - 1][:2].max()) for blocks in by_name.values())
+    figure.axes[0].set_ylim(0, 1.05 * largest)
+    verdict = features.verdict(overlap, low, high)
+    if verdict == "neither":
+        verdict = "neither shared nor separated"
+    return figure, (
+        f"{name} after block {block}, held at {fixed}: overlap {overlap:.2f}, by chance "
+        f"{low:.2f} to {high:.2f}: {verdict}."
+    )

@@ -1,0 +1,147 @@
+"""A grid: one study over methods, seeds and any fields of a run, declared in a YAML file."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixshare.checks import FileProblem, InvalidType, InvalidValue, check_choice, check_name
+from mixshare.config import EXECUTION, RunConfig, grid
+from mixshare.files import display_path, first_line, project_root
+
+MOST_RUNS = 100_000
+EXAMPLE = "workflow/grids/width.yml shows the form"
+# What a grid's file may contain, and of which type.
+KEYS = {
+    "profile": str,
+    "methods": list,
+    "seeds": list,
+    "vary": dict,
+    "overrides": list,
+    "baseline": str,
+}
+REQUIRED = ("profile", "methods", "seeds")
+_KINDS = {str: "a name", list: "a list", dict: "a list of values for each field"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every method with every seed and every combination of overrides, on one profile."""
+
+    profile: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str  # the method that every other is compared with, at equal overrides
+    overrides: tuple[dict[str, Any], ...] = ({},)
+    name: str = ""  # of its executed chapter, tables and figures; the default batch has none
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """The runs, seed by seed; raises ValueError or TypeError for what can't be trained."""
+        return grid(self.profile, self.methods, self.seeds, self.overrides)
+
+    @property
+    def varied(self) -> list[str]:
+        """The numeric fields that the overrides name."""
+        names = dict.fromkeys(name for override in self.overrides for name in override)
+        return [name for name in names if name not in EXECUTION and self._is_numeric(name)]
+
+    def _is_numeric(self, name: str) -> bool:
+        return all(type(override.get(name, 0)) in (int, float) for override in self.overrides)
+
+
+def select(file: str, profile: str, methods: list[str], seeds: list[int], baseline: str) -> Grid:
+    """Return the grid of a file if one is named, else every method with every seed.
+
+    Raises:
+        OSError, TypeError, ValueError: As `read` does.
+    """
+    if file:
+        return read(file)
+    return Grid(profile=profile, methods=tuple(methods), seeds=tuple(seeds), baseline=baseline)
+
+
+def find(file: str | Path) -> Path:
+    """Return a grid's file, relative to the current folder, else to the project's root."""
+    return Path(file) if Path(file).exists() else project_root() / file
+
+
+def read(file: str | Path) -> Grid:
+    """Read a grid from a YAML file; its name is the file's.
+
+    Raises:
+        OSError: The file can't be read.
+        TypeError, ValueError: There is something wrong in it; names the file.
+    """
+    path = find(file)
+    content = _read_yaml(path)
+    try:
+        check_name("a grid's name", path.stem)
+        study = _parse(content, path.stem)
+        check_choice("baseline", study.baseline, study.methods)
+        _ = study.configs  # what can't be trained is refused now
+    except (InvalidType, InvalidValue) as error:
+        raise type(error)(f"{display_path(path)}: {error}") from error
+    return study
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileProblem(f"can't read the grid {display_path(path)}: it is no text") from error
+    except OSError as error:
+        raise FileProblem(
+            f"can't read the grid {display_path(path)}: {first_line(error)}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
+        mark = getattr(error, "problem_mark", None)
+        line = f", see line {mark.line + 1}" if mark else ""
+        raise InvalidValue(f"{display_path(path)} is no YAML{line}; {EXAMPLE}") from error
+
+
+def _parse(content: Any, name: str) -> Grid:
+    """Return the grid that a file's content declares; raises TypeError or ValueError."""
+    _check_keys(content)
+    vary, overrides = content.get("vary", {}), content.get("overrides", [{}])
+    _check_fields(vary, overrides)
+    methods, seeds = content["methods"], content["seeds"]
+    count = math.prod(map(len, (methods, seeds, overrides, *vary.values())))
+    if count > MOST_RUNS:
+        raise InvalidValue(f"{count:,} runs; possible are {MOST_RUNS:,} in one grid")
+    combinations = [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]
+    return Grid(
+        profile=content["profile"],
+        methods=tuple(methods),
+        seeds=tuple(seeds),
+        overrides=tuple(varied | others for varied, others in product(combinations, overrides)),
+        baseline=content.get("baseline", methods[-1] if methods else ""),
+        name=name,
+    )
+
+
+def _check_keys(content: Any) -> None:
+    if not isinstance(content, dict):
+        raise InvalidType(f"a grid has the keys {', '.join(KEYS)}; {EXAMPLE}")
+    for key in (*content, *REQUIRED):
+        check_choice("key", key, KEYS)
+        value = content.get(key)
+        if not isinstance(value, KEYS[key]):
+            kind, given = _KINDS[KEYS[key]], type(value).__name__
+            raise InvalidType(f"{key} must be {kind}, not of type {given}; {EXAMPLE}")
+
+
+def _check_fields(vary: dict[Any, Any], overrides: list[Any]) -> None:
+    lists = all(isinstance(values, list) for values in vary.values())
+    dicts = all(isinstance(override, dict) for override in overrides)
+    if not (lists and dicts):
+        raise InvalidType(
+            "vary has a list of values for each field, overrides is a list of fields with their "
+            f"values; {EXAMPLE}"
+        )
+
+
+chosen = select  # the old name, which published chapters call; goes when those are made anew

@@ -1,0 +1,332 @@
+"""How fast a training step is on this machine, how near to its peak, and where the time goes.
+
+Everything is measured as it runs in training, input pipeline included, on noise in place of
+images. On a shared machine a time alone means little, so steps to be compared take turns, A B A B,
+and are reported as a ratio with its quartiles.
+"""
+
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixshare.config import RunConfig
+from mixshare.data import Data
+from mixshare.execution import choose_device, torch_settings
+from mixshare.plan import plan_epoch
+from mixshare.step import WARM_UP as UNCAPTURED
+from mixshare.step import Step
+from mixshare.training import EVALUATION_ROWS, Training
+
+Stepper = Callable[[], None]  # takes one training step
+WARM_UP = UNCAPTURED + 1  # steps before any is timed; in the last of them a GPU's graph is captured
+RATE = 1e-4  # the learning rate, at which noise does not diverge
+SHAPES = {  # side in pixels, channels, classes
+    "cifar100": (32, 3, 100),
+    "digits": (16, 1, 10),
+    "digits-few": (16, 1, 10),
+}
+TEST_IMAGES = EVALUATION_ROWS["cuda"]  # as many as a GPU evaluates at once at an epoch's end
+# Sizes over which the growth of a step's time is measured.
+GROWTH = {
+    "width": (1, 2, 4),
+    "members": (2, 4, 8),
+    "batch_size": (32, 64, 128),
+    "side": (16, 32, 64),
+}
+# Kinds of operators, by the names that torch gives them; the first that fits counts.
+KINDS = {
+    "convolutions, backward": "convolution_backward|conv_backward",
+    "convolutions, forward": "conv",
+    "batch norm": "batch_norm",
+    "ReLU": "clamp_min|threshold|relu",
+    "optimizer": "sgd",
+}
+REST = "the rest"
+
+
+def noise(dataset: str, images: int = 2048, side: int | None = None) -> Data:
+    """Return random images and labels of a data set's shape, or with another side in pixels."""
+    usual, channels, classes = SHAPES[dataset]
+    side = side or usual
+    random = torch.Generator().manual_seed(0)
+    shape = (images, side, side, channels)
+    pixels = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (images,), generator=random)
+    test = pixels[:TEST_IMAGES], labels[:TEST_IMAGES]
+    return Data("noise", pixels, labels, *test, tuple(map(str, range(classes))), "")
+
+
+def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
+    """Return a function that takes a run's next training step at each call, epoch after epoch."""
+    with torch_settings(config, device):
+        training = Training(config, data.to(device), device)
+    step = Step(training.model.train(), training.optimizer, training.batches, config)
+    height, width, _ = data.shape
+    numbers = count()
+
+    def take_step() -> None:
+        epoch, number = divmod(next(numbers), training.steps)
+        with torch_settings(config, device):
+            if number == 0:
+                step.begin(plan_epoch(config, epoch, len(data.train_images), height, width))
+            step(RATE)
+
+    return take_step
+
+
+def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) -> Stepper:
+    """Return the same step in torch-uncertainty, as its users run it.
+
+    Its multi-input wide residual network, its MIMO batches, and a data loader.
+
+    Raises:
+        ImportError: That package is not installed.
+    """
+    from torch_uncertainty.transforms.batch import MIMOBatchFormat
+
+    model = _peer_network(config, data).to(device).train()
+    momentum = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    optimizer = torch.optim.SGD(model.parameters(), RATE, weight_decay=2 * config.l2, **momentum)
+    arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
+    batches = _endless(_loader(config, data, workers, pin_memory=device.type == "cuda"))
+    half = config.precision == "bfloat16"
+
+    def take_step() -> None:
+        with torch_settings(config, device):
+            batch = tuple(part.to(device, non_blocking=True) for part in next(batches))
+            inputs, labels = arrange(batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return take_step
+
+
+def _peer_network(config: RunConfig, data: Data) -> nn.Module:
+    from torch_uncertainty.models.classification.resnet.utils import ResNetStyle
+    from torch_uncertainty.models.classification.wideresnet.mimo import _MIMOWideResNet
+
+    classes, channels = len(data.class_names), data.shape[2]
+    size = (config.depth, int(config.width), channels, classes, config.members)
+    return _MIMOWideResNet(*size, False, 0.0, style=ResNetStyle.CIFAR)
+
+
+def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from loader
+
+
+def _loader(config: RunConfig, data: Data, workers: int, pin_memory: bool) -> DataLoader:
+    """Return batches of different images, each cropped, flipped and normalised by torchvision."""
+    from torchvision.transforms import v2
+
+    side, _, channels = data.shape
+    flip = [v2.RandomHorizontalFlip()] if config.flip else []
+    augment = [v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip]
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    normalise = v2.Normalize([0.5] * channels, [0.25] * channels)
+    return DataLoader(
+        _Images(data, v2.Compose([*augment, *to_float, normalise])),
+        config.batch_size // config.batch_repetition,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class _Images(Dataset):
+    """Train images one by one, as a data loader's workers want them."""
+
+    def __init__(self, data: Data, transform: Callable[[Tensor], Tensor]):
+        self.images = data.train_images.permute(0, 3, 1, 2)
+        self.labels, self.transform = data.train_labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[row]), int(self.labels[row])
+
+
+def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.DataFrame:
+    """Time steppers in turn.
+
+    Args:
+        steppers: By name.
+        rounds: In each, every stepper has its turn.
+        steps: In a turn.
+
+    Returns:
+        Seconds a step: a row a round, a column a stepper.
+    """
+    for step in steppers.values():
+        _seconds(step, WARM_UP)
+    table = pd.DataFrame(index=range(rounds), columns=list(steppers), dtype=float)
+    for number in range(rounds):
+        for name, step in steppers.items():
+            table.loc[number, name] = _seconds(step, steps)
+    return table
+
+
+def _seconds(step: Stepper, steps: int) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _synchronize()
+    return (time.perf_counter() - start) / steps
+
+
+def _synchronize() -> None:
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(number)
+
+
+def ratio(first: Stepper, second: Stepper, rounds: int, steps: int) -> dict[str, float]:
+    """Return the first's time by the second's, over the rounds: median and quartiles."""
+    seconds = in_turn({"first": first, "second": second}, rounds, steps)
+    return spread(seconds["first"] / seconds["second"])
+
+
+def spread(values: pd.Series) -> dict[str, float]:
+    """Return median and quartiles."""
+    low, median, high = values.quantile([0.25, 0.5, 0.75])
+    return {"median": median, "low": low, "high": high}
+
+
+def flops(step: Stepper) -> int:
+    """Count the floating-point operations of a step's matrix products and convolutions.
+
+    Forward and backward; a multiply-add is two.
+    """
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, float]:
+    """Measure the most that this machine does in a second.
+
+    Returns:
+        `flops` of a large matrix product, and `bytes` read and written by a large copy.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.randn(size, size, device=device)
+        x = torch.zeros(2**26, device=device)
+        y = torch.zeros_like(x)
+        product = min(_seconds(lambda: torch.mm(a, a), 1) for _ in range(repeats))
+        copy = min(_seconds(lambda: y.copy_(x), 1) for _ in range(repeats))
+    finally:
+        torch.set_num_threads(before)
+    return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * len(x) / copy}
+
+
+def where_time_goes(step: Stepper, steps: int, device: torch.device) -> pd.Series:
+    """Profile an uncaptured step: the share of its time on the device by kind of operator.
+
+    Returns:
+        By KINDS and REST, summing to 1.
+    """
+    for _ in range(WARM_UP):
+        step()
+    events = _profile(step, steps, device)
+    names = events["name"].str.lower()
+    kind = pd.Series(REST, index=events.index)
+    for name, pattern in reversed(KINDS.items()):
+        kind[names.str.contains(pattern)] = name
+    shares = events["time"].groupby(kind).sum() / events["time"].sum()
+    return shares.reindex([*KINDS, REST], fill_value=0.0)
+
+
+def _profile(step: Stepper, steps: int, device: torch.device) -> pd.DataFrame:
+    """Return each operator's name and the time in itself, on the device, in microseconds."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it calls a missing GPU an error
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]
+    with profile(activities=activities, acc_events=True) as profiler:
+        for _ in range(steps):
+            step()
+        _synchronize()
+    time_of = "self_device_time_total" if gpu else "self_cpu_time_total"
+    rows = [(event.key, float(getattr(event, time_of))) for event in profiler.key_averages()]
+    if gpu:  # a kernel is counted in the operator that launches it
+        rows = [row for row in rows if row[0].startswith("aten::")]
+    return pd.DataFrame(rows, columns=["name", "time"])
+
+
+def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataFrame:
+    """Time a MixShare step on digits as one size grows and all else stays.
+
+    Args:
+        what: A key of GROWTH.
+        device: Where the steps run.
+        rounds, steps: As in `in_turn`.
+
+    Returns:
+        A row a size: the median of its seconds over the rounds.
+    """
+    steppers = {}
+    for size in GROWTH[what]:
+        overrides, side = ({}, size) if what == "side" else ({what: size}, None)
+        config = RunConfig.preset("digits", "mixshare", 1, **overrides)
+        steppers[size] = stepper(config, noise("digits", side=side), device)
+    seconds = in_turn(steppers, rounds, steps).median()
+    return pd.DataFrame({"what": what, "size": list(GROWTH[what]), "seconds": seconds.to_numpy()})
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Fit the power of the size that the time grows with; return it and its standard error."""
+    fit = scipy.stats.linregress(np.log(sizes), np.log(seconds))
+    return float(fit.slope), float(fit.stderr)
+
+
+def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:
+    """Return the most bytes that a run needs in an epoch and at its end, in its own process.
+
+    On a GPU the memory allocated there, else all of the process, torch included.
+
+    Args:
+        config: The run.
+        steps: The epoch has at least so many.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak_memory, config, steps).result()
+
+
+def _peak_memory(config: RunConfig, steps: int) -> int:
+    device = choose_device(config)
+    distinct = config.batch_size // config.batch_repetition
+    data = noise(config.dataset, max(TEST_IMAGES, steps * distinct))
+    with torch_settings(config, device):
+        training = Training(config, data.to(device), device)
+        step = Step(training.model, training.optimizer, training.batches, config)
+        training.train_epoch(step)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage would return the parent's peak
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    import resource  # missing on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,524 @@
+"""The book as a reader sees it: its HTML, and its pages in headless Chromium, from the disk.
+
+A small book, with one run of each method and a few states of each picture with controls, is built
+once for all tests. Slow tests build the whole book of the published digits.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+import mixshare
+from mixshare.chapters import results
+from mixshare.config import title
+from mixshare.files import project_root, published_folder
+
+ROOT = project_root()
+DIGITS = published_folder() / "digits"
+EXPLORED = ["chapters/01_training.html", "chapters/03_subnetwork_features.html"]
+OTHERS = ["index.html", "runs.html", "code.html", "decisions.html", "api.html", "search.html"]
+LEFT_OUT = ["04_adjustments", "05_results-precision"]  # of the small book
+
+
+def chapters(but: list[str] = ()) -> list[str]:
+    """Return the pages of the published chapters, in order."""
+    published = {path.stem for path in (DIGITS / "chapters").glob("*.ipynb")}
+    return [f"chapters/{name}.html" for name in sorted({"01_training", *published} - {*but})]
+
+
+def runs(seed: str = "*") -> list[str]:
+    """Return the pages of the published runs; MixShare's first is chapter 01."""
+    folders = [path.parent for path in DIGITS.glob(f"*/seed-{seed}/01_training.ipynb")]
+    pages = {f"runs/{folder.relative_to(DIGITS)}.html" for folder in folders}
+    return sorted(pages - {"runs/mixshare/seed-1.html"})
+
+
+CHAPTERS, RUNS = chapters(LEFT_OUT), runs("1")
+ALL_CHAPTERS, ALL_RUNS = chapters(), runs()
+PAGES, ALL_PAGES = [*CHAPTERS, *RUNS, *OTHERS], [*ALL_CHAPTERS, *ALL_RUNS, *OTHERS]
+
+SMALL_BOOK = """\
+import dataclasses, os, pathlib, sys
+import book, states
+from mixshare.chapters import studies
+
+def few(*chapter, remake=states.remake):
+    explorer, controls = remake(*chapter), {}
+    for (name, options), first in zip(explorer.controls.items(), explorer.start):
+        start = max(0, options.index(first) - 1)
+        controls[name] = options[start : start + 2]
+    return dataclasses.replace(explorer, controls=controls)
+
+all_images = studies.test_inputs
+studies.test_inputs = lambda data, most: all_images(data, 40)
+states.remake, folder = few, pathlib.Path(os.environ["PUBLISHED"])
+book.published_folder = lambda: folder
+sys.exit(book.main())
+"""
+
+
+@dataclass
+class Book:
+    """A book, and the command that built it."""
+
+    command: list
+    outputs: Path
+    environment: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        environment = os.environ | self.environment | {"MIXSHARE_OUTPUTS": str(self.outputs)}
+        self.folder, self.pages = self.outputs / "digits" / "book", {}
+        self.done = subprocess.run(
+            [sys.executable, *self.command], env=environment, capture_output=True, text=True
+        )
+        assert self.done.returncode == 0, self.done.stderr
+
+    def soup(self, page: str) -> BeautifulSoup:
+        """Return a page, parsed."""
+        if page not in self.pages:
+            text = (self.folder / page).read_text(encoding="utf-8")
+            self.pages[page] = BeautifulSoup(text, "html.parser")
+        return self.pages[page]
+
+    def article(self, page: str) -> str:
+        """Return a page's text."""
+        return text_of(self.soup(page).article)
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Return the small book."""
+    published = tmp_path_factory.mktemp("published")
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        chapters = ["01_training"] if Path(folder).name in ("seed-2", "seed-3") else LEFT_OUT
+        return [f"{name}.ipynb" for name in chapters]
+
+    shutil.copytree(DIGITS, published / "digits", ignore=left_out)
+    environment = {"PUBLISHED": str(published), "PYTHONPATH": str(ROOT / "docs")}
+    outputs = tmp_path_factory.mktemp("outputs")
+    return Book(["-c", SMALL_BOOK, "digits"], outputs, environment)
+
+
+@pytest.fixture(scope="session")
+def whole_book(tmp_path_factory):
+    """Return the whole book, built by the Makefile's command."""
+    return Book([ROOT / "docs" / "book.py", "digits"], tmp_path_factory.mktemp("outputs"))
+
+
+def text_of(node) -> str:
+    return re.sub(r"\s+", " ", node.get_text(" ", strip=True)).replace("’", "'")
+
+
+def bare(text: str) -> str:
+    """Return letters and signs alone: without spaces, marks of code, and the shape of quotes."""
+    return re.sub(r"[\s`]", "", text).translate(str.maketrans("’“”", '\'""'))
+
+
+def steps(slider) -> list[str]:
+    """Return the values of a slider."""
+    low, high, step = (int(slider[name]) for name in ("min", "max", "step"))
+    return [str(value) for value in range(low, high + 1, step)]
+
+
+def executed_cells(page: str) -> list[dict]:
+    """Return the cells of the published chapter that a page shows."""
+    name = page.removesuffix(".html")
+    if page.startswith("runs/"):
+        name = f"{name.removeprefix('runs/')}/01_training"
+    if page == "chapters/01_training.html":
+        name = "mixshare/seed-1/01_training"
+    return json.loads((DIGITS / f"{name}.ipynb").read_text())["cells"]
+
+
+def check_outputs(book: Book, page: str) -> None:
+    """Check that a page shows every output of its chapter as it is.
+
+    A picture with controls has all its states there, which `check_states` looks at.
+    """
+    cells = executed_cells(page)
+    if page in EXPLORED:
+        cells = [cell for cell in cells if "explore" not in cell["metadata"].get("tags", [])]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    printed = []
+    for output in outputs:
+        if len(output.get("data", {})) < 2:
+            printed.append("".join(output.get("text") or output["data"]["text/plain"]))
+    soup = book.soup(page)
+    shown = [block.get_text() for block in soup.select(".cell_output pre")]
+    assert [text.rstrip("\n") for text in shown] == [text.rstrip("\n") for text in printed]
+    assert len(shown) > 4
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert len(soup.select("table.dataframe")) == kinds.count("text/html")
+    pictures = [each for each in soup.select("article figure img") if not each.find_parent("form")]
+    states = soup.select(".explore img")
+    assert len(pictures) - len(states) == kinds.count("image/png")
+
+
+def check_descriptions(book: Book, page: str) -> None:
+    """Check that every figure of a page has a caption and words in its place, of its own."""
+    figures = book.soup(page).select("article figure")
+    assert len(figures) == len(book.soup(page).select("article img")) > 0
+    for figure in figures:
+        alt, caption = figure.img["alt"], text_of(figure.figcaption)
+        assert len(alt) > 50 and len(caption) > 50 and alt != caption
+        assert not alt.startswith("Figure in the part")
+
+
+def check_states(book: Book, page: str) -> dict:
+    """Check a picture with controls: a picture and a sentence for each choice; return all."""
+    (explorer,) = book.soup(page).select("article .explore")
+    controls, states = explorer.select("select, input"), json.loads(explorer.script.string)
+    choices = [[each.text for each in c.select("option")] or steps(c) for c in controls]
+    assert states.keys() == {", ".join(choice) for choice in itertools.product(*choices)}
+    files = [(book.folder / page).parent / state["src"] for state in states.values()]
+    assert len({path.read_bytes() for path in files}) == len(states)
+    for kind in ("sentence", "alt"):
+        assert len({state[kind] for state in states.values()}) == len(states)
+    start = states[", ".join(c.get("value") or c.select_one("[selected]").text for c in controls)]
+    assert (explorer.img["src"], explorer.img["alt"]) == (start["src"], start["alt"])
+    assert text_of(explorer.select_one("[aria-live]")) == start["sentence"]
+    return states
+
+
+class TestTheBook:
+    def test_is_built_without_a_warning_and_leaves_nothing_else(self, book):
+        message = rf"rendering .* of digits.*\n{len(PAGES)} pages; open .*index\.html\n"
+        assert book.done.stderr == "" and re.fullmatch(message, book.done.stdout)
+        assert [path.name for path in book.outputs.iterdir()] == ["digits"]
+        assert [path.name for path in book.folder.parent.iterdir()] == ["book"]
+
+    def test_has_a_page_for_every_chapter_and_run(self, book):
+        pages = {path.relative_to(book.folder).as_posix() for path in book.folder.rglob("*.html")}
+        assert {name for name in pages if not name.startswith("_static/")} == set(PAGES)
+
+    def test_leads_from_page_to_page_in_the_chapters_order(self, book):
+        def target(page: str, link: str) -> str:
+            return book.soup(page).select_one(link)["href"].split("/")[-1]
+
+        for page, following in pairwise(["index.html", *CHAPTERS, "runs.html"]):
+            assert target(page, "a.right-next") == following.split("/")[-1]
+            assert target(following, "a.left-prev") == page.split("/")[-1]
+
+    def test_opens_with_the_table_of_the_published_results(self, book):
+        table = results.read_summary(DIGITS / "studies" / "results.csv")
+        lines = book.soup("index.html").select("article table tbody tr")
+        rows = [[text_of(cell) for cell in line.select("td")] for line in lines]
+        assert [row[0] for row in rows] == [title(name) for name in table.index]
+        accuracies = [f"{100 * value:.2f}" for value in table["accuracy_ensemble_mean"]]
+        assert [row[1].split(" ± ")[0] for row in rows] == accuracies
+        assert [row[-1] for row in rows] == [str(n) for n in table["n"]]
+
+    def test_has_one_title_and_the_parts_of_the_template_on_its_first_page(self, book):
+        template = (ROOT / "docs" / "templates" / "index.md").read_text()
+        template = template.replace("{{ config.profile }}", "digits")
+        parts = [(f"h{len(a)}", b) for a, b in re.findall(r"(?m)^(#+) (.*)$", template)]
+        headings = book.soup("index.html").article.select("h1, h2, h3, h4")
+        assert [(each.name, each.find(string=True)) for each in headings] == parts
+        assert [level for level, _ in parts].count("h1") == 1
+
+    def test_says_on_its_first_page_how_sure_we_are(self, book):
+        text = book.article("index.html")
+        for sentence in (
+            "MIMO : separated in 9 of 9",
+            "MixShare : shared in 9 of 9",
+            "MixShare 1, 2, 3.",
+            "threads: 1",
+            "1,297 training images of digits , WRN-10-1, 40 epochs.",
+            "MixShare minus MIMO, ensemble accuracy: +0.27 percentage points, not significant "
+            "(95 % t interval over 3 seeds: -0.49 to +1.03).",
+        ):
+            assert sentence in text
+        assert text.count("not significant") == 3
+
+    def test_has_the_decisions_of_the_readme(self, book):
+        readme = (ROOT / "README.md").read_text()
+        part = readme.split("## What we had to decide")[1].split("\n## ")[0]
+        rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
+        page = book.soup("decisions.html").article
+        shown = [bare(row.get_text()) for row in page.select("tbody tr")]
+        assert shown == [bare(row.replace("|", "")) for row in rows] and len(rows) > 15
+        text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", part.strip().split("\n")[0])  # links
+        assert bare(page.p.get_text()) == bare(text)
+
+    def test_documents_the_public_names_and_every_field_of_a_run(self, book):
+        fields = [f"RunConfig.{name}" for name in mixshare.RunConfig.__dataclass_fields__]
+        for name in [*mixshare.__all__, *fields]:
+            described = book.soup("api.html").find(id=f"mixshare.{name}").find_next_sibling("dd")
+            assert len(text_of(described)) > (0 if name in fields else 30), name
+
+    def test_links_every_name_on_the_map_of_ideas_to_its_documentation(self, book):
+        names = set(re.findall(r"`(mixshare\.[\w.]+)`", (ROOT / "docs" / "code.md").read_text()))
+        links = {
+            a.text: a["href"] for a in book.soup("code.html").select("article td a, article p a")
+        }
+        assert {name: f"api.html#{name}" for name in names} == links
+        assert all(book.soup("api.html").find(id=name) for name in names)
+
+    @pytest.mark.parametrize("page", [*CHAPTERS, *RUNS])
+    def test_shows_every_output_of_a_chapter_as_it_is(self, book, page):
+        check_outputs(book, page)
+
+    @pytest.mark.parametrize("page", ["index.html", *CHAPTERS, *RUNS])
+    def test_describes_every_figure_in_words_of_its_own(self, book, page):
+        check_descriptions(book, page)
+
+    @pytest.mark.parametrize("page", EXPLORED)
+    def test_has_a_picture_and_a_sentence_for_every_state(self, book, page):
+        assert len(check_states(book, page)) in (2 * 2, 2 * 2 * 2)
+
+    def test_writes_formulas_in_mathml(self, book):
+        for page in (CHAPTERS[0], CHAPTERS[2]):
+            markdown = [cell for cell in executed_cells(page) if cell["cell_type"] == "markdown"]
+            text = "".join("".join(cell["source"]) for cell in markdown)
+            formulas = re.findall(r"\$\$?.+?\$\$?", text, re.S)
+            assert len(book.soup(page).select("article math")) == len(formulas) > 3
+            assert "$" not in book.article(page) and "\\" not in book.soup(page).article.p.text
+        assert "ℳ" in book.soup(CHAPTERS[2]).math.find_parent("section").text
+
+    def test_asks_the_network_for_nothing(self, book):
+        loading = "script[src], img, iframe, link:not([rel=canonical])"
+        for page in PAGES:
+            loaded = [
+                each.get("src") or each.get("href") for each in book.soup(page).select(loading)
+            ]
+            assert len(loaded) > 5 and not [url for url in loaded if "//" in url], page
+
+
+@pytest.mark.slow
+class TestTheWholeBook:
+    def test_is_built_by_the_makefiles_command_without_a_warning(self, whole_book):
+        assert whole_book.done.stderr == ""
+        assert f"{len(ALL_PAGES)} pages; open" in whole_book.done.stdout
+        assert all((whole_book.folder / page).is_file() for page in ALL_PAGES)
+
+    def test_shows_every_chapter_and_run_as_it_is(self, whole_book):
+        for page in (*ALL_CHAPTERS, *ALL_RUNS):
+            check_outputs(whole_book, page)
+            check_descriptions(whole_book, page)
+
+    def test_has_every_state_of_a_picture_with_the_numbers_of_the_published_table(self, whole_book):
+        assert len(check_states(whole_book, EXPLORED[0])) == 5 * 5
+        states = check_states(whole_book, EXPLORED[1])
+        assert len(states) == 3 * 3 * 9
+        table = pd.read_csv(DIGITS / "studies" / "sharing.csv").query("seed == 1")
+        for row in table.itertuples():
+            state = states[f"{title(row.method)}, {row.block}, mean of 8"]
+            assert f"overlap {row.overlap:.2f}, by chance" in state["sentence"]
+
+
+@pytest.fixture
+def tab(browser, book):
+    """`tab(page, width)`: a page of the small book, opened."""
+    context = browser.new_context()
+    yield lambda page, width=1440: open_page(context, book, page, width)
+    context.close()
+
+
+def open_page(context, book: Book, page: str, width: int):
+    """Open a page; what the browser complains about, or asks for, is in `.complaints`."""
+    opened = context.new_page()
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.emulate_media(color_scheme="light")
+    opened.complaints = []
+
+    def complain(text: str) -> None:
+        opened.complaints.append(text)
+
+    def on_console(message) -> None:
+        if message.type in ("error", "warning"):
+            complain(message.text)
+
+    def on_request(request) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            complain(f"asks for {request.url}")
+
+    opened.on("console", on_console)
+    opened.on("pageerror", lambda error: complain(str(error)))
+    opened.on("requestfailed", lambda request: complain(f"failed: {request.url}"))
+    opened.on("request", on_request)
+    opened.goto(f"{book.folder.as_uri()}/{page}")
+    opened.add_style_tag(content="* { transition: none !important; }")  # colours as they end
+    return opened
+
+
+def path_of(url: str) -> Path:
+    return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+
+
+def broken_links(tab, book: Book) -> list[str]:
+    """Return links of a page that lead to no file of the book, or to no anchor of it."""
+    broken = []
+    for url in set(tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")):
+        parts, path = urllib.parse.urlsplit(url), path_of(url)
+        anchor = urllib.parse.unquote(parts.fragment)
+        if parts.scheme == "https":
+            continue
+        if parts.scheme != "file" or not path.is_file() or not path.is_relative_to(book.folder):
+            broken.append(url)
+        elif anchor and not book.soup(path.relative_to(book.folder).as_posix()).find(id=anchor):
+            broken.append(url)
+    return broken
+
+
+def blank_images(tab) -> list[str]:
+    """Return images that were not loaded, or are of one colour."""
+    sizes = "images => images.map(image => [image.src, image.naturalWidth])"
+    blank = []
+    for url, width in tab.eval_on_selector_all("img", sizes):
+        low, high = Image.open(path_of(url)).convert("L").getextrema() if width else (0, 0)
+        if low == high:
+            blank.append(url)
+    return blank
+
+
+def beyond_the_screen(tab) -> list[str]:
+    """Return how far a page reaches beyond the screen's side, if it does."""
+    width = tab.viewport_size["width"]
+    excess = tab.evaluate("document.documentElement.scrollWidth") - width
+    return [f"{excess} px beyond a screen of {width} px"] if excess > 0 else []
+
+
+# Tables are shown as pandas wrote them, with empty corners.
+KNOWN = {"empty-table-header": {"enabled": False}}
+EVERYTHING, CONTRAST = {"rules": KNOWN}, {"runOnly": ["color-contrast"]}
+ALL_BUT_CONTRAST = {"rules": KNOWN | {"color-contrast": {"enabled": False}}}
+
+
+def violations(tab, options: dict) -> list[str]:
+    """Return what axe-core reports, a line each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    alike = [
+        "table.dataframe tbody tr:nth-child(n+3)",
+        "dl.attribute + dl.attribute + dl.attribute",
+    ]
+    options = options | {"preload": False, "resultTypes": ["violations"]}
+    report = Axe().run(tab, {"exclude": [[selector] for selector in alike]}, options).response
+    return [
+        f"{each['id']}: {each['help']}: {each['nodes'][0]['target']}, {len(each['nodes'])} in all"
+        for each in report["violations"]
+    ]
+
+
+def darken(tab) -> None:
+    """Turn a page dark, as the system does in the evening."""
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+
+
+def faults(opened, book: Book) -> list[str]:
+    """Return what is wrong with a page on a telephone, a tablet and a desk's screen."""
+    found = [*broken_links(opened, book), *blank_images(opened), *beyond_the_screen(opened)]
+    for width in (768, 1440):
+        opened.set_viewport_size({"width": width, "height": 900})
+        found += beyond_the_screen(opened)
+    return found + opened.complaints
+
+
+def axe_faults(opened) -> list[str]:
+    """Return what axe-core reports on a telephone, on a desk's screen, and there in the dark."""
+    opened.set_viewport_size({"width": 390, "height": 900})
+    found = violations(opened, ALL_BUT_CONTRAST)
+    opened.set_viewport_size({"width": 1440, "height": 900})
+    found += violations(opened, EVERYTHING)
+    darken(opened)
+    return found + violations(opened, CONTRAST)
+
+
+@pytest.mark.browser
+class TestInABrowser:
+    @pytest.mark.parametrize("page", ["index.html", CHAPTERS[0], RUNS[0]])
+    def test_a_page_of_each_kind_is_sound_and_axe_has_nothing_to_report(self, tab, book, page):
+        """No complaint, no request, no broken link, no blank image, no scrolling sideways."""
+        opened = tab(page, width=390)
+        assert not [*faults(opened, book), *axe_faults(opened)]
+
+    @pytest.mark.parametrize("page", ["chapters/05_results-width.html", "code.html", "api.html"])
+    def test_a_wide_page_is_sound(self, tab, book, page):
+        assert not faults(tab(page, width=390), book)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("page", ALL_PAGES)
+    def test_every_page_of_the_whole_book_is_sound(self, browser, whole_book, page):
+        context = browser.new_context()
+        opened = open_page(context, whole_book, page, 390)
+        found = [*faults(opened, whole_book), *axe_faults(opened)]
+        context.close()
+        assert not found
+
+    @pytest.mark.parametrize("page", ["index.html", "chapters/05_results.html"])
+    def test_a_table_wider_than_the_screen_has_a_visible_scroll_bar(self, tab, page):
+        heights = """nodes => nodes.filter(node => node.scrollWidth > node.clientWidth)
+            .map(node => getComputedStyle(node, '::-webkit-scrollbar').height)"""
+        tables = ".text_html, .pst-scrollable-table-container"
+        assert set(tab(page, width=390).eval_on_selector_all(tables, heights)) == {"8px"}
+
+    def test_code_is_folded_away_until_it_is_asked_for(self, tab):
+        opened = tab(CHAPTERS[2])
+        code = opened.locator(".cell_input pre >> visible=true")
+        assert opened.locator(".cell_input").count() > 10 and not code.count()
+        opened.locator("summary", has_text="Show the code").first.click()
+        assert "profile: str" in code.inner_text()
+
+    def test_figures_keep_a_white_ground_in_the_dark(self, tab):
+        opened = tab(CHAPTERS[2])
+        style = "getComputedStyle(node).backgroundColor + ', ' + getComputedStyle(node).filter"
+        assert opened.eval_on_selector("body", f"node => {style}") == "rgb(255, 255, 255), none"
+        darken(opened)
+        assert opened.eval_on_selector("body", f"node => {style}") == "rgb(18, 18, 18), none"
+        figures = f"nodes => nodes.map(node => {style})"
+        grounds = set(opened.eval_on_selector_all("article figure img", figures))
+        assert grounds == {"rgb(255, 255, 255), none"}
+
+    def test_a_slider_moved_by_the_keyboard_shows_the_state_that_it_names(self, tab):
+        opened = tab("chapters/01_training.html")
+        states = json.loads(opened.locator(".explore script").text_content())
+        opened.get_by_label("share of input 1").press("ArrowLeft")
+        opened.get_by_label("its box").press("ArrowDown")
+        state, shown = states["30, middle"], opened.locator(".explore img")
+        assert shown.get_attribute("src") == state["src"]
+        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 1000
+        assert opened.locator(".explore [aria-live]").inner_text() == state["sentence"]
+        assert opened.locator(".explore output").inner_text() == "30" and not opened.complaints
+
+    def test_a_method_chosen_from_a_list_shows_its_own_picture_and_number(self, tab):
+        opened, pictures = tab("chapters/03_subnetwork_features.html"), set()
+        shown, sentence = opened.locator(".explore img"), opened.locator(".explore [aria-live]")
+        for method in ("Cut-MixMo", "MixShare"):
+            opened.get_by_label("method").select_option(method)
+            assert sentence.inner_text().startswith(f"{method} after block 1")
+            assert shown.get_attribute("alt").endswith(sentence.inner_text())
+            pictures.add(shown.get_attribute("src"))
+        assert len(pictures) == 2 and not opened.complaints
+
+    def test_without_scripts_the_first_state_is_shown_without_controls(self, browser, book):
+        context = browser.new_context(java_script_enabled=False)
+        opened = context.new_page()
+        opened.goto(f"{book.folder.as_uri()}/chapters/01_training.html")
+        assert opened.locator(".explore img").is_visible()
+        assert not opened.locator(".explore form").is_visible()
+        context.close()
+
+    def test_the_search_finds_every_chapter_and_leads_there(self, tab):
+        opened = tab("search.html?q=falsified")
+        hits = opened.locator("#search-results li a")
+        opened.locator(".search-summary", has_text="Search finished").wait_for()  # the last hit
+        paths = hits.evaluate_all("links => links.map(link => link.pathname)")
+        assert {Path(path).name for path in paths} >= {Path(page).name for page in CHAPTERS}
+        hits.first.click()
+        opened.wait_for_url(lambda url: "/chapters/" in url or "/runs/" in url)
+        assert not opened.complaints

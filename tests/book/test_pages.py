@@ -1,0 +1,160 @@
+"""The sources of the book's pages: which executed chapters they are, and what is added to them."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import book
+import pytest
+import states
+
+from mixshare.chapters import chapter_path
+from mixshare.checks import FileProblem
+from mixshare.files import published_folder
+
+DIGITS, PHOTOGRAPHS = (published_folder() / name for name in ("digits", "cifar100-lite"))
+
+
+def cells_of(path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+def tagged(cells, tag: str) -> list[dict]:
+    return [cell for cell in cells if tag in cell["metadata"].get("tags", [])]
+
+
+def code_of(cells) -> str:
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+def fewer_states(chapter: str, notebook: dict, remake=states.remake):
+    """Remake a chapter's explorer with its first state alone."""
+    explorer = remake(chapter, notebook)
+    first = zip(explorer.controls, explorer.start, strict=True)
+    return dataclasses.replace(explorer, controls={name: [choice] for name, choice in first})
+
+
+class TestWhichChapters:
+    def test_a_readers_own_chapter_goes_before_the_published_one(self, outputs):
+        own = outputs / "digits" / "chapters" / "05_results.ipynb"
+        own.parent.mkdir(parents=True)
+        shutil.copyfile(DIGITS / "chapters" / "05_results.ipynb", own)
+        own.with_name("04_adjustments.partial.ipynb").write_text("not whole")
+        chapters = book.executed_chapters("digits")
+        assert chapters["05_results"] == own
+        assert not [name for name in chapters if "partial" in name]
+        features = chapters["03_subnetwork_features"]
+        assert features.is_relative_to(published_folder())
+        assert "your own" in book.chapter_page(own)
+        assert "as published" in book.chapter_page(features)
+
+    def test_a_page_has_the_name_of_its_run_and_a_folder_that_is_no_run_has_no_page(
+        self, outputs, tmp_path
+    ):
+        others = ("mixshare/seed-1.old-1", "mixshare/seed-last", "x/seed-1")
+        for folder in ("mixshare+width=2/seed-3", *others):
+            shutil.copytree(PHOTOGRAPHS / "mixshare" / "seed-1", outputs / "cifar100-lite" / folder)
+        book.assemble("cifar100-lite", tmp_path)
+        first = cells_of(tmp_path / "runs" / "mixshare+width=2" / "seed-3.ipynb")[0]["source"]
+        assert first.startswith("# MixShare, width 2, seed 3\n\n*Executed, your own;")
+        link = "[MixShare, width 2, seed 3](runs/mixshare+width=2/seed-3.ipynb)"
+        assert link in (tmp_path / "runs.md").read_text()
+        pages = {str(path.relative_to(tmp_path)) for path in (tmp_path / "runs").glob("*/*")}
+        assert "runs/mixshare+width=2/seed-3.ipynb" in pages
+        assert not [name for name in pages if re.search("old|last|x/", name)]
+
+    def test_another_profile_is_described_by_its_own_results(self, outputs, tmp_path):
+        book.assemble("cifar100-lite", tmp_path)
+        text = (tmp_path / "index.md").read_text()
+        assert "step by step: cifar100-lite" in text
+        assert "50,000 training images of `cifar100`, WRN-16-1, 5 epochs" in text
+        assert (
+            "MixShare minus Cut-MixMo, ensemble accuracy: +14.76 percentage points, significant "
+            "(95 % t interval over 3 seeds: +10.44 to +19.08)"
+        ) in text
+        assert "chapters/02" not in text
+        grid = (tmp_path / "chapters" / "05_results-photographs-width.ipynb").read_text()
+        assert "(grid photographs-width)" in grid
+        first = (tmp_path / "chapters" / "01_training.ipynb").read_text()
+        assert "This is MixShare, seed 1" in first
+        assert not list((tmp_path / "states").iterdir())  # they would take its photographs
+
+    def test_the_machines_are_those_that_made_the_table(self, outputs):
+        own = outputs / "digits" / "mixshare" / "seed-1" / "metrics.json"
+        own.parent.mkdir(parents=True)
+        metrics = json.loads((DIGITS / "mixshare" / "seed-1" / "metrics.json").read_text())
+        metrics["provenance"]["system"] = "Another system"
+        own.write_text(json.dumps(metrics))
+        text = book.first_page("digits", DIGITS, [])
+        assert "Results: as published." in text
+        assert ", Linux, " in text and "Another system" not in text
+        # A reader's own table of one run; the others are published.
+        shutil.copytree(DIGITS / "studies", outputs / "digits" / "studies")
+        text = book.first_page("digits", outputs / "digits", [])
+        assert "Results: your own." in text
+        assert ", Linux, " in text and "Another system" in text
+
+
+class TestAChapter:
+    def test_is_as_it_was_executed_save_for_its_picture_with_controls(
+        self, copied, tmp_path, monkeypatch
+    ):
+        copied("mixshare", 1)
+        monkeypatch.setattr(states, "remake", fewer_states)
+        path = chapter_path("01_training")
+        executed = [cell for cell in cells_of(path) if cell.get("outputs")]
+        page = json.loads(book.chapter_page(path, folder=tmp_path / "states"))["cells"]
+        shown = [cell for cell in page if cell.get("outputs")]
+        number = executed.index(*tagged(executed, "explore"))
+        (output,) = shown[number]["outputs"]
+        html = output["data"]["text/html"]
+        assert 'class="explore"' in html and 'src="../states/01_training/' in html
+        assert len(list((tmp_path / "states" / "01_training").iterdir())) == 1
+        del executed[number], shown[number]
+        assert [cell["outputs"] for cell in shown] == [cell["outputs"] for cell in executed]
+
+    def test_loses_no_code_where_cells_without_outputs_are_joined_to_the_next(self):
+        path = DIGITS / "chapters" / "03_subnetwork_features.ipynb"
+        page = json.loads(book.chapter_page(path))["cells"]
+        assert code_of(page) == code_of(cells_of(path)) and len(page) < len(cells_of(path))
+
+    def test_without_a_picture_with_controls_gets_none(self, copied, tmp_path):
+        copied("mixshare", 1)
+        notebook = json.loads(chapter_path("01_training").read_text())
+        (explored,) = tagged(notebook["cells"], "explore")
+        notebook["cells"].remove(explored)
+        older = tmp_path / "01_training.ipynb"
+        older.write_text(json.dumps(notebook))
+        assert 'class="explore"' not in book.chapter_page(older, folder=tmp_path / "states")
+
+    def test_keeps_its_executed_picture_where_the_run_is_missing(self, outputs, tmp_path):
+        path, folder = chapter_path("01_training"), tmp_path / "states"
+        assert book.chapter_page(path, folder=folder) == book.chapter_page(path)
+        assert not folder.exists()
+
+    def test_describes_a_figure_without_a_description_by_the_heading_above_it(self, tmp_path):
+        notebook = json.loads((DIGITS / "chapters" / "05_results.ipynb").read_text())
+        for cell in notebook["cells"]:
+            if "figures.results(" in "".join(cell["source"]):
+                cell["source"] = "another()"
+                del cell["metadata"]["mystnb"]
+        path = tmp_path / "05_results.ipynb"
+        path.write_text(json.dumps(notebook))
+        cells = json.loads(book.chapter_page(path))["cells"]
+        (cell,) = [cell for cell in cells if "another()" in cell["source"]]
+        assert cell["metadata"]["mystnb"]["figure"]["caption"] == "Differences, seed by seed"
+
+
+class TestTheCommand:
+    def test_a_profile_without_results_is_one_line_that_says_what_to_type(self, outputs, in_a_line):
+        with pytest.raises(FileProblem, match="make reproduce PROFILE=paper") as caught:
+            book.build("paper")
+        assert in_a_line(caught.value) and not list(outputs.iterdir())
+
+    def test_an_unknown_profile_is_one_line_and_exit_status_1(self, outputs, monkeypatch, capsys):
+        monkeypatch.setattr("sys.argv", ["book.py", "digit"])
+        assert book.main() == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert "did you mean digits" in captured.err

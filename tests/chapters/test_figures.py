@@ -1,0 +1,486 @@
+"""Figures as a paper prints them: what holds for every public function that draws one."""
+
+import inspect
+import re
+from functools import cache
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+
+from mixshare import figures
+from mixshare.chapters.speed import GROWTH, KINDS, REST
+from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS
+from mixshare.config import METHODS, title
+from mixshare.figures import style
+from mixshare.files import project_root
+
+PUBLIC = {name: getattr(figures, name) for name in figures.__all__}
+DRAWING = {
+    name: function
+    for name, function in PUBLIC.items()
+    if inspect.signature(function).return_annotation is Figure
+}
+SMALLEST_TEXT = 7  # points, as printed
+RANDOM = np.random.default_rng(0)
+READERS_OWN = {
+    "font.size": 30.0,
+    "axes.titlesize": 30.0,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "red",
+    "pdf.fonttype": 3,
+    "lines.markeredgecolor": "green",
+}
+
+
+# What the figures are drawn from
+
+
+def rand(*shape):
+    return torch.from_numpy(RANDOM.random(shape)).float()
+
+
+def runs_of(names):
+    rows = [{"method": name, "seed": seed} for name in names for seed in (1, 2, 3)]
+    accuracies, nlls = RANDOM.uniform(0.97, 1, len(rows)), RANDOM.random(len(rows))
+    return pd.DataFrame(rows).assign(accuracy_ensemble=accuracies, nll=nlls)
+
+
+def pairs_of(names, figure="accuracy_ensemble"):
+    interval = {"low": -0.02, "difference": 0.001, "high": 0.015}
+    pairs = [
+        {"method": "mixshare", "other": name, "figure": figure, **interval}
+        for name in names
+        if name != "mixshare"
+    ]
+    return pd.DataFrame(pairs, columns=["method", "other", "figure", *interval])
+
+
+def mixing(members, rows=4):
+    masks, features = rand(members, rows, 1, 16, 16), rand(rows, 4, 4)
+    inputs, encoding = rand(members, rows, 1, 16, 16), rand(rows, 16, 16)
+    kept = features * rand(members, rows, 4, 4)
+    return inputs, masks / masks.sum(dim=0), encoding, features, kept
+
+
+def history(epochs):
+    accuracies = ("test_accuracy_ensemble", "test_accuracy_individual")
+    names = ("loss", *accuracies, "kernel_cosine", "kernel_norm_ratio")
+    return pd.DataFrame({"epoch": range(epochs), **{name: RANDOM.random(epochs) for name in names}})
+
+
+def answers(members, names, rows=8):
+    images = (rand(rows, 16, 16, 3) * 255).to(torch.uint8)
+    probabilities = rand(members + 1, rows, len(names)).softmax(dim=2)
+    return images, probabilities, torch.arange(rows) % len(names), names
+
+
+def along(lines, widths, seeds=3):
+    rows = [{"width": w, "line": line} for line in lines for w in widths for _ in range(seeds)]
+    figures = {"accuracy_ensemble": 0.97, "nll": RANDOM.random(len(rows))}
+    names = ("accuracy_ensemble", "nll") if seeds > 1 else ()
+    pairs = [pairs_of(lines, name).assign(width=width) for name in names for width in widths]
+    pairs = pd.concat([pairs_of([]), *pairs], ignore_index=True)
+    return pd.DataFrame(rows).assign(**figures), pairs.assign(line=pairs["other"]), "width"
+
+
+def sharing(names):
+    interval = {"overlap_low": 0.5, "overlap": 0.6, "overlap_high": 0.7}
+    numbers = interval | {"null_5": 0.3, "null_95": 0.5}
+    rows = [
+        {"method": name, "seed": seed, "block": block, **numbers}
+        for name in names
+        for seed in (1, 2, 3)
+        for block in (1, 2, 3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def adjusted():
+    interval = {"difference": -0.3, "low": -0.9, "high": 0.5}
+    numbers = interval | {f"nll_{name}": value for name, value in interval.items()}
+    rows = [{"base": row.base, "change": row.change, **numbers} for row in ADJUSTMENTS]
+    return pd.DataFrame(rows)
+
+
+def kernels(encoders, colours):
+    return [rand(16, colours, 3, 3) - 0.5 for _ in range(encoders)]
+
+
+def importances(rows):
+    names = ("single", "mimo", "cut_mixmo", "mixshare")
+    return [[(f"{title(name)}, block {k}", rand(2, 8 * k)) for name in names] for k in rows]
+
+
+ALL, ENSEMBLE = list(METHODS), "deep ensemble of 2"
+DIGITS = [str(digit) for digit in range(10)]
+CIFAR = "apple sweet_pepper aquarium_fish caterpillar pickup_truck willow_tree worm".split()
+RATES = np.geomspace(0.1, 0.0001, 400)
+INDEPENDENT = [f"{name}+encoder_init=independent" for name in ALL]
+WIDTHS = [f"{name}+width={width}" for width in range(2, 12) for name in ALL]
+STARTS = ["mixshare", *(f"mixshare+encoder_init={start}" for start in ALIGNMENTS[1:])]
+GROWN = pd.DataFrame(
+    [
+        {"what": what, "size": size, "seconds": size / 100}
+        for what, sizes in GROWTH.items()
+        for size in sizes
+    ]
+)
+SHARES = pd.DataFrame(
+    RANDOM.dirichlet(np.ones(6), size=2), index=["paper", "digits"], columns=[*KINDS, REST]
+)
+POWERS = {"width": 1.5, "members": 0.13, "batch_size": 0.82, "side": 1.98}
+
+# Each function's arguments, small and at their extremes: the most methods, the longest names, the
+# fewest rows.
+EXAMPLES = {
+    "mixing": [mixing(1), mixing(2), mixing(3, rows=1)],
+    "schedule": [(RATES, 10), ([0.1, 0.1, 0.01, 0.01], 2)],
+    "curves": [(history(2), "mimo"), (history(300), "mixshare+width=2")],
+    "answers": [answers(2, CIFAR), answers(1, DIGITS), answers(3, CIFAR)],
+    "results": [
+        (runs_of([*ALL, ENSEMBLE]), pairs_of(ALL), "mixshare"),
+        (runs_of(ALL[-1:]), pairs_of([]), "mixshare"),
+        (runs_of(INDEPENDENT), pairs_of([]), "mixshare"),
+        (runs_of(WIDTHS), pairs_of(WIDTHS[:1]), "mixshare"),
+    ],
+    "along": [
+        along([*ALL, ENSEMBLE], (1.0, 2.0, 4.0)),
+        along(ALL[-2:], (0.0, 0.1, 0.3)),
+        along(ALL, (1.0, 2.0), seeds=1),
+    ],
+    "overlaid": [
+        (importances((1, 2, 3)), "importance", "feature maps, sorted"),
+        ([[("MixShare", rand(2, 16))]], "L1 norm of kernel", "16 channels, sorted"),
+    ],
+    "overlaps": [(sharing(ALL[1:]),), (sharing(STARTS),), (sharing(["mimo"]),)],
+    "alignment": [
+        ({start: [history(40), history(40)] for start in ALIGNMENTS},),
+        ({"identical": [history(2)]},),
+    ],
+    "kernels": [({start: kernels(2, 3) for start in ALIGNMENTS},), ({"half": kernels(4, 1)},)],
+    "adjustments": [(adjusted(),), (adjusted().iloc[:1],)],
+    "time_spent": [(SHARES,), (SHARES.iloc[:1, :3],)],
+    "growths": [(GROWN, POWERS)],
+}
+
+
+@cache
+def every_figure() -> dict[str, Figure]:
+    """Draw each example once for all tests, laid out as it is printed."""
+    drawn = {}
+    for name, examples in EXAMPLES.items():
+        for number, arguments in enumerate(examples):
+            figure = drawn[f"{name} {number}"] = DRAWING[name](*arguments)
+            figure.draw_without_rendering()
+    return drawn
+
+
+# What a reader sees of a figure
+
+
+def texts(figure):
+    """Return every text that can be seen; a tick beyond its axis' ends can't."""
+    beyond = set()
+    for axes in figure.findobj(Axes):
+        limits = (axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))
+        for axis, (low, high) in limits:
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low - 1e-9 <= tick.get_loc() <= high + 1e-9 or not axes.axison:
+                    beyond |= {tick.label1, tick.label2}
+    written = [text for text in figure.findobj(Text) if text.get_visible()]
+    written = [text for text in written if text.get_text().strip() and text not in beyond]
+    return [text for text in written if text.axes is None or text.axes.get_visible()]
+
+
+def is_number(label):
+    return re.fullmatch(r"[-−]?[\d.,]+|\$.*\$", label.get_text().strip())
+
+
+def lightness(colour):
+    """Return CIE L* of a colour, 0 to 100: what is left of it in grey print."""
+    luminance = linear(colour) @ (0.2126, 0.7152, 0.0722)
+    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def linear(colour):
+    values = np.array(to_rgb(colour))
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+# Machado, Oliveira and Fernandes, IEEE TVCG 15 (6), 2009, table 1, severity 1.0; on linear RGB.
+# fmt: off
+VISION = {
+    "all cones": np.eye(3),
+    "protanopia": np.array([[0.152286, 1.052583, -0.204868],
+                            [0.114503, 0.786281, 0.099216],
+                            [-0.003882, -0.048116, 1.051998]]),
+    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968],
+                              [0.280085, 0.672501, 0.047413],
+                              [-0.011820, 0.042940, 0.968881]]),
+    "tritanopia": np.array([[1.255528, -0.076749, -0.178779],
+                            [-0.078411, 0.930809, 0.147602],
+                            [0.004733, 0.691367, 0.303900]]),
+}
+# fmt: on
+
+
+def seen_with(vision, colour):
+    values = np.clip(VISION[vision] @ linear(colour), 0, 1)
+    return tuple(np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055))
+
+
+def form(artist):
+    """Return what distinguishes a line or a bar without colour."""
+    if hasattr(artist, "get_marker"):
+        dashes = artist.get_linestyle() if artist.get_linestyle() not in ("None", "none") else ""
+        pattern = artist._unscaled_dash_pattern if dashes == "--" else None
+        return artist.get_marker(), dashes, pattern
+    return artist.get_hatch() if hasattr(artist, "get_hatch") else None
+
+
+def colour_of(artist):
+    if hasattr(artist, "get_color"):
+        return artist.get_color()
+    return tuple(np.atleast_2d(artist.get_facecolor())[0][:3])
+
+
+def marked_lines(axes):
+    return [line for line in axes.lines if line.get_marker() not in ("None", "none", "|")]
+
+
+class TestEveryFigure:
+    def test_has_an_example_here(self):
+        assert len(DRAWING) >= 13 and set(EXAMPLES) == set(DRAWING)
+
+    def test_is_as_wide_as_a_column_or_a_page(self):
+        for case, figure in every_figure().items():
+            assert figure.get_figwidth() in style.WIDTHS.values(), case
+            assert 0.5 < figure.get_figheight() < 9.3, case
+
+    def test_has_no_text_too_small_to_read_in_print(self):
+        for case, figure in every_figure().items():
+            assert min(text.get_fontsize() for text in texts(figure)) >= SMALLEST_TEXT, case
+
+    def test_has_no_size_of_text_that_the_style_sheet_does_not_set(self):
+        endings = ("labelsize", "titlesize", "fontsize", "font.size")
+        with plt.style.context(style.STYLE_SHEET):
+            named = {plt.rcParams[name] for name in plt.rcParams if name.endswith(endings)}
+        for case, figure in every_figure().items():
+            assert {text.get_fontsize() for text in texts(figure)} <= named, case
+
+    def test_cuts_no_text_off_at_its_edge(self):
+        for case, figure in every_figure().items():
+            left, bottom, right, top = figure.bbox.extents
+            for text in texts(figure):
+                box = text.get_window_extent()
+                inside_x = left - 0.5 <= box.x0 and box.x1 <= right + 0.5
+                inside_y = bottom - 0.5 <= box.y0 and box.y1 <= top + 0.5
+                assert inside_x and inside_y, (case, text.get_text())
+
+    def test_writes_no_text_over_another(self):
+        for case, figure in every_figure().items():
+            boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+            for (first, a), (second, b) in combinations(boxes, 2):
+                across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+                assert across < 0.5 or down < 0.5, (case, first, second)
+
+    def test_keeps_its_legend_off_the_data(self):
+        for case, figure in every_figure().items():
+            panels = [axes.get_window_extent() for axes in figure.axes]
+            for legend in figure.findobj(Legend):
+                box = legend.get_window_extent()
+                assert not any(box.overlaps(panel) for panel in panels), case
+
+    def test_labels_every_axis_with_numbers(self):
+        """On the axis itself, or on another that shares it."""
+        for case, figure in every_figure().items():
+            for axes in (axes for axes in figure.findobj(Axes) if axes.axison):
+                shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
+                for name, group in shared.items():
+                    ticks = getattr(axes, f"{name}axis").get_ticklabels()
+                    numbers = [tick for tick in ticks if tick.get_visible() and is_number(tick)]
+                    siblings = group.get_siblings(axes)
+                    labels = [getattr(each, f"get_{name}label")() for each in siblings]
+                    assert not numbers or any(labels), (case, name, axes.get_title())
+
+    def test_has_legend_entries_that_differ_in_grey_and_for_every_colour_vision(self):
+        for case, figure in every_figure().items():
+            for legend in figure.findobj(Legend):
+                for a, b in combinations(legend.legend_handles, 2):
+                    labels = case, a.get_label(), b.get_label()
+                    assert form(a) != form(b) or least_difference(a, b) > 15, labels
+
+    def test_has_lines_of_two_colours_in_a_panel_that_differ_by_marker_or_dashes(self):
+        for case, figure in every_figure().items():
+            for axes in figure.axes:
+                lines = {(colour_of(line), form(line)) for line in marked_lines(axes)}
+                for (colour, shape), (other, another) in combinations(lines, 2):
+                    assert colour == other or shape != another, case
+
+    def test_is_complete_without_pyplot_showing_it_again(self):
+        assert all(figure.axes for figure in every_figure().values())
+        assert plt.get_fignums() == []
+
+
+def least_difference(a, b):
+    """Return the smallest difference in lightness over all kinds of colour vision."""
+    return min(
+        abs(lightness(seen_with(vision, colour_of(a))) - lightness(seen_with(vision, colour_of(b))))
+        for vision in VISION
+    )
+
+
+class TestStyles:
+    def test_every_method_has_a_colour_a_marker_and_dashes_of_its_own(self):
+        assert list(style.METHOD_STYLES) == list(METHODS)
+        methods = [*style.METHOD_STYLES.values(), style.OTHER_STYLE]
+        for styles in (methods, style.ENCODER_STYLES.values()):
+            for part in ("color", "marker", "linestyle"):
+                assert len({str(each[part]) for each in styles}) == len(styles), part
+
+    def test_an_ablation_has_the_style_of_the_method_that_it_starts_from(self):
+        assert style.style_of("mimo+width=2") == style.METHOD_STYLES["mimo"]
+        assert style.style_of(ENSEMBLE) == style.OTHER_STYLE
+
+    def test_no_colour_stands_for_a_method_and_for_something_else(self):
+        methods = {each["color"] for each in style.METHOD_STYLES.values()}
+        encoders = dict(style.ENCODER_STYLES)
+        assert encoders.pop("identical") == style.METHOD_STYLES["mixshare"]
+        others = {style.OTHER_STYLE["color"], style.SHARED_COLOR, *style.MEMBER_COLORS}
+        assert not methods & (others | {each["color"] for each in encoders.values()})
+
+    def test_the_encoders_have_a_style_for_each_start_of_the_study(self):
+        assert list(style.ENCODER_STYLES) == list(ALIGNMENTS)
+
+    def test_a_method_has_one_style_in_every_figure(self):
+        for name, wanted in style.METHOD_STYLES.items():
+            for figure in (
+                figures.results(runs_of([name]), pairs_of([]), "mixshare"),
+                figures.along(*along([name, "mixshare"], (1.0, 2.0))),
+                figures.overlaps(sharing([name])),
+                figures.adjustments(adjusted().assign(base=name)),
+            ):
+                lines = [line for axes in figure.axes for line in marked_lines(axes)]
+                drawn = {(colour_of(line), line.get_marker()) for line in lines}
+                assert (wanted["color"], wanted["marker"]) in drawn, name
+                assert len({colour for colour, _ in drawn}) <= 2, name
+
+    def test_bars_over_one_another_have_three_tones_in_grey_and_for_every_colour_vision(self):
+        first, second = style.MEMBER_COLORS
+        for vision in VISION:
+            dark, both, light = (
+                lightness(seen_with(vision, colour))
+                for colour in (first, style.SHARED_COLOR, second)
+            )
+            assert dark + 15 < both < light - 15 < 85, vision
+
+
+def test_bars_have_a_third_colour_as_far_as_both_members_use_a_map():
+    values = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
+    (panel,) = figures.overlaid([[("a", values)]], "importance", "maps").axes
+    heights = np.array([bar.get_height() for bar in panel.patches]).reshape(2, 3)
+    assert heights.tolist() == [[3, 2, 1], [1, 2, 3]]
+    (both,) = panel.collections
+    outline = {tuple(point) for point in both.get_paths()[0].vertices.tolist()}
+    assert outline >= {(-0.5, 1), (0.5, 1), (0.5, 2), (1.5, 2), (1.5, 1), (2.5, 1)}
+
+
+def test_kernels_are_drawn_channel_by_channel_with_a_gap_between():
+    one, other = rand(16, 3, 3, 3), rand(16, 3, 3, 3)
+    panel = figures.kernels({"half": [one, other]}).axes[0]
+    picture = np.ma.filled(panel.images[0].get_array(), np.nan)
+    assert picture.shape == (7, 63)
+    np.testing.assert_array_equal(picture[:3, 4:7], one[1].mean(dim=0))
+    np.testing.assert_array_equal(picture[4:, 60:], other[15].mean(dim=0))
+    assert np.isnan(picture[3]).all() and np.isnan(picture[:, 3::4]).all()
+
+
+def test_without_pairs_the_accuracies_fill_the_figure():
+    assert len(figures.results(runs_of(ALL), pairs_of([]), "mixshare").axes) == 1
+    assert len(figures.results(runs_of(ALL), pairs_of(ALL), "mixshare").axes) == 2
+
+
+def test_adjustments_of_one_base_are_drawn_together():
+    mixed = adjusted().sample(frac=1, random_state=0)
+    (left, right) = figures.adjustments(mixed).axes
+    colours = [line.get_color() for line in marked_lines(left)]
+    changes = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    assert sorted(changes) == sorted(mixed["change"]) and len(colours) == len(mixed)
+    assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) == 1
+    assert len(marked_lines(right)) == len(mixed)
+
+
+class TestSaving:
+    @pytest.fixture
+    def figure(self):
+        return figures.curves(history(5), "mixshare")
+
+    def test_the_ending_of_the_name_decides_what_is_written(self, figure, tmp_path):
+        figures.save(figure, tmp_path / "new" / "a.png")
+        figures.save(figure, str(tmp_path / "a.pdf"))
+        assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_another_ending_is_refused_in_a_line_that_says_what_is_possible(
+        self, figure, tmp_path, in_a_line
+    ):
+        for name in ("a.svg", "a", "a.PDF.txt"):
+            with pytest.raises(ValueError, match="names that end in .png, .pdf") as caught:
+                figures.save(figure, tmp_path / name)
+            assert name in in_a_line(caught.value) and not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("kind", ["png", "pdf"])
+    def test_the_bytes_are_the_same_at_another_time_and_name_no_version(
+        self, kind, figure, tmp_path, monkeypatch
+    ):
+        contents = []
+        for second in ("0", "1700000000"):
+            monkeypatch.setenv("SOURCE_DATE_EPOCH", second)  # what Matplotlib takes for the time
+            figures.save(figure, tmp_path / f"a.{kind}")
+            contents.append((tmp_path / f"a.{kind}").read_bytes())
+        assert contents[0] == contents[1]
+        assert b"Date" not in contents[0] and b"atplotlib" not in contents[0]
+
+    def test_a_pdf_is_as_wide_as_the_column_and_holds_its_fonts_as_truetype(self, tmp_path):
+        figures.save(figures.schedule([0.1, 0.01], 1), tmp_path / "a.pdf")
+        content = (tmp_path / "a.pdf").read_bytes()
+        width = float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", content)[1])
+        assert width == pytest.approx(72 * style.WIDTHS["column"])
+        assert b"/FontFile2" in content and b"/Type3" not in content
+
+    @pytest.mark.parametrize("kind", ["png", "pdf"])
+    def test_a_readers_own_settings_change_nothing(self, kind, tmp_path):
+        contents, losses = [], history(5)
+        for settings in ({}, READERS_OWN):
+            with plt.rc_context(settings):
+                figures.save(figures.curves(losses, "mimo"), tmp_path / f"a.{kind}")
+                assert {name: plt.rcParams[name] for name in settings} == settings  # as before
+            contents.append((tmp_path / f"a.{kind}").read_bytes())
+        assert contents[0] == contents[1]
+
+    def test_a_figure_whose_drawing_fails_does_not_stay_open(self):
+        before = plt.get_fignums()
+        with pytest.raises(ZeroDivisionError), style.new_figure(1, 1, "column", 1.0):
+            _ = 1 / 0
+        assert plt.get_fignums() == before
+
+
+class TestStyleSheet:
+    def test_matplotlib_finds_it_by_name(self):
+        with plt.style.context("mixshare.mixshare"):
+            assert plt.rcParams["pdf.fonttype"] == 42
+            assert plt.rcParams["figure.constrained_layout.use"]
+
+    def test_no_code_sets_a_size_of_text_besides_it(self):
+        pattern = r"fontsize|font\.size|labelsize|titlesize|rcParams|rc_context"
+        for path in (project_root() / "mixshare" / "figures").glob("*.py"):
+            assert not re.search(pattern, path.read_text()), path.name

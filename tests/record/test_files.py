@@ -1,0 +1,259 @@
+"""Paths, and files written whole or not at all, with one clear line where that is impossible."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixshare import files
+
+examples = settings(deadline=None, max_examples=100)
+
+
+def one_line(error):
+    """Return an error's message, checked to be one line."""
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def texts(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+# ---- writing
+
+
+def test_a_file_is_written_with_the_folders_it_needs(tmp_path):
+    files.write_text(tmp_path / "a" / "b" / "text", "zwei Zeilen\nmit ß\n")
+    assert (tmp_path / "a" / "b" / "text").read_bytes() == "zwei Zeilen\nmit ß\n".encode()
+    assert os.listdir(tmp_path / "a" / "b") == ["text"]
+
+
+def test_a_file_is_moved_into_place_only_once_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def writer(temporary):
+        assert temporary.parent == path.parent and temporary != path  # so that moving is one step
+        temporary.write_text("new, first half,")
+        assert path.read_text() == "old"
+        with temporary.open("a") as file:
+            file.write(" second half")
+
+    files.write(path, writer)
+    assert texts(tmp_path) == {"file": "new, first half, second half"}
+
+
+ERRORS = [
+    OSError(errno.ENOSPC, "No space"),
+    RuntimeError("stream\nframe 0"),
+    RuntimeError(),
+    ValueError("a bug"),
+    KeyboardInterrupt(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("before", [{}, {"file": "old"}], ids=["new", "old"])
+def test_a_writer_that_fails_leaves_everything_as_it_was(tmp_path, error, before):
+    def writer(temporary):
+        temporary.write_text("half of")
+        raise error
+
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    kind = OSError if isinstance(error, (OSError, RuntimeError)) else type(error)
+    with pytest.raises(kind):
+        files.write(tmp_path / "file", writer)
+    assert texts(tmp_path) == before
+
+
+def test_a_full_disk_is_a_line_that_names_the_file_and_the_way_out(tmp_path):
+    def writer(temporary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
+
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(OSError) as error:
+        files.write(path, writer)
+    message = one_line(error)
+    assert all(words in message for words in (str(path), "No space left", "MIXSHARE_OUTPUTS"))
+    assert ".tmp" not in message
+
+
+def test_torchs_own_report_of_a_full_disk_is_cut_to_its_first_line(tmp_path):
+    def writer(temporary):
+        raise RuntimeError("unexpected pos 64 vs 0\nframe #0: c10::Error\nframe #1: main")
+
+    with pytest.raises(OSError) as error:
+        files.write(tmp_path / "checkpoint.pt", writer)
+    message = one_line(error)
+    assert "unexpected pos 64 vs 0" in message and "frame" not in message
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_move_or_flush_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, call):
+    def refuse(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(files.os, call, refuse)
+    with pytest.raises(OSError, match="can't write .*file: Input/output error"):
+        files.write_text(tmp_path / "file", "new")
+    assert texts(tmp_path) == {"file": "old"}
+
+
+def test_a_folder_below_a_file_is_a_line_that_names_what_could_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("I am no folder")
+    path = tmp_path / "file" / "run" / "config.json"
+    with pytest.raises(OSError) as error:
+        files.write_text(path, "{}")
+    assert str(path) in one_line(error)
+    assert (tmp_path / "file").read_text() == "I am no folder"
+
+
+def test_a_folder_in_the_files_place_is_left_as_it_was(tmp_path):
+    (tmp_path / "file" / "inner").mkdir(parents=True)
+    with pytest.raises(OSError, match="can't write .*file"):
+        files.write_text(tmp_path / "file", "new")
+    assert os.listdir(tmp_path) == ["file"] and os.listdir(tmp_path / "file") == ["inner"]
+
+
+# ---- JSON
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(parent=examples, max_examples=50)
+@given(value=json_values)
+def test_json_is_read_as_it_was_written(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "value.json"
+    files.write_json(path, value)
+    assert files.read_json(path) == value and path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, value):
+    path = tmp_path / "value.json"
+    files.write_json(path, 1)
+    with pytest.raises((ValueError, TypeError)):
+        files.write_json(path, {"nll": value})
+    assert files.read_json(path) == 1 and os.listdir(tmp_path) == ["value.json"]
+
+
+def test_a_damaged_json_file_is_a_line_that_names_it(tmp_path):
+    path = tmp_path / "metrics.json"
+    whole = json.dumps({"accuracy_ensemble": 0.5, "accuracy_members": [0.25, 0.75]}).encode()
+    parts = [whole[:length] for length in (0, 1, 20, 50, len(whole) - 1)]
+    for content in (*parts, b"\0" * 40, b"\xff\xfe{}", b"{} {}"):
+        path.write_bytes(content)
+        with pytest.raises(OSError) as error:
+            files.read_json(path)
+        assert all(words in one_line(error) for words in (str(path), "damaged", "delete"))
+
+
+def test_a_missing_json_file_is_a_line_that_names_it(tmp_path):
+    with pytest.raises(OSError) as error:
+        files.read_json(tmp_path / "metrics.json")
+    assert str(tmp_path / "metrics.json") in one_line(error)
+
+
+# ---- digests
+
+
+parts = st.lists(st.binary(max_size=20), max_size=5)
+
+
+@settings(parent=examples, max_examples=300)
+@given(parts, parts)
+def test_two_lists_of_parts_share_a_digest_only_if_they_are_equal(one, other):
+    assert (files.digest_of(*one) == files.digest_of(*other)) == (one == other)
+
+
+@examples
+@given(st.binary(min_size=1, max_size=40), st.data())
+def test_where_one_part_ends_and_the_next_begins_counts(content, choice):
+    one, other = (choice.draw(st.integers(0, len(content))) for _ in range(2))
+    digests = {files.digest_of(content[:cut], content[cut:]) for cut in (one, other)}
+    assert len({*digests, files.digest_of(content)}) == 2 + (one != other)
+
+
+def test_a_digest_is_the_sha256_of_lengths_and_parts_on_every_machine():
+    content = b"\x03\0\0\0\0\0\0\0abc" + b"\0" * 8 + b"\x01\0\0\0\0\0\0\0d"
+    assert files.digest_of(b"abc", b"", b"d") == hashlib.sha256(content).hexdigest()
+
+
+# ---- room and paths
+
+
+Disk = namedtuple("Disk", "total used free")
+
+
+def test_room_is_required_of_the_disk_that_the_folder_will_be_on_and_may_just_suffice(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def disk_usage(path):
+        asked.append(Path(path))
+        return Disk(10**10, 0, 5_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    files.require_space(tmp_path / "not" / "yet" / "made", 5_000_000)
+    assert asked == [tmp_path] and not (tmp_path / "not").exists()
+
+
+def test_too_little_room_is_a_line_that_says_how_much_is_needed_and_how_much_is_free(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(10**10, 0, 5_000_000))
+    with pytest.raises(OSError) as error:
+        files.require_space(tmp_path / "run", 7_000_000)
+    message = one_line(error)
+    words = (str(tmp_path / "run"), "7 MB", "5 MB", "MIXSHARE_OUTPUTS")
+    assert all(word in message for word in words)
+
+
+def test_paths_inside_the_project_are_shown_from_its_root_and_others_whole(tmp_path, monkeypatch):
+    root = files.project_root()
+    assert files.display_path(root / "outputs" / "digits") == "outputs/digits"
+    assert files.display_path(root / "tests" / ".." / "outputs" / "digits") == "outputs/digits"
+    assert files.display_path(tmp_path / "run") == str(tmp_path / "run")
+    monkeypatch.chdir(root)
+    assert files.display_path(Path("outputs")) == "outputs"
+
+
+@pytest.mark.parametrize("name", ["data", "outputs"])
+def test_a_folder_is_as_its_variable_says_else_at_the_projects_root(tmp_path, monkeypatch, name):
+    variable, folder = f"MIXSHARE_{name.upper()}", getattr(files, f"{name}_folder")
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert folder() == tmp_path
+    default = files.project_root() / name
+    monkeypatch.setenv(variable, "")
+    assert folder() == default
+    monkeypatch.delenv(variable)
+    assert folder() == default and (files.project_root() / "pyproject.toml").is_file()
+
+
+def test_installed_outside_a_checkout_the_project_is_the_current_folder(tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages" / "mixshare" / "files.py"
+    monkeypatch.setattr(files, "__file__", str(installed))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MIXSHARE_OUTPUTS", raising=False)
+    assert files.outputs_folder() == tmp_path / "outputs"

@@ -1,0 +1,325 @@
+"""A run on disk: what it contains, loading it, one writer at a time, a disk without room."""
+
+import json
+import platform
+import re
+import shutil
+import socket
+
+import pytest
+import torch
+from sittings import QUICK
+
+import mixshare
+from mixshare import RunConfig, config, files, metrics, runs, training
+from mixshare.data import load_data
+
+pytestmark = pytest.mark.usefixtures("outputs")
+QUICK_RUN = RunConfig.preset("smoke", "mixshare", 1, **QUICK)
+FIGURES = {
+    "accuracy_ensemble",
+    "accuracy_members",
+    "accuracy_individual",
+    "nll",
+    "ece",
+    "brier",
+    "diversity",
+    "agreement",
+}
+PROVENANCE = {
+    "config_digest",
+    "data_digest",
+    "git_commit",
+    "git_clean",
+    "python",
+    "torch",
+    "cudnn",
+    "device",
+    "threads",
+    "wall_seconds",
+}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Let every training fail."""
+    monkeypatch.setattr(training, "Training", None)
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """Return an empty folder of published runs."""
+    monkeypatch.setattr(runs, "published_folder", lambda: tmp_path / "published")
+    return tmp_path / "published"
+
+
+def file_states(folder):
+    """Return each file's time of change and its number on disk."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+
+
+# ---- what a run contains
+
+
+def test_a_run_lies_in_the_folder_of_its_profile_name_and_seed(outputs):
+    folder = runs.run_folder(RunConfig.preset("smoke", "mimo", 3, width=0.5))
+    assert folder == outputs / "smoke" / "mimo+width=0.5" / "seed-3"
+
+
+def test_the_figures_can_be_computed_again_from_the_saved_logits(finished):
+    run = finished(**QUICK)
+    figures = {name: value for name, value in run.metrics.items() if name != "provenance"}
+    assert metrics.evaluate(run.logits, run.labels) == figures
+    assert run.logits.dtype == torch.float16
+    assert torch.equal(run.labels, load_data(run.config.dataset).test_labels)
+
+
+def test_the_saved_network_gives_the_saved_logits_again(finished):
+    run = finished("cut_mixmo", **QUICK)
+    assert not run.model.training
+    logits = training.test_logits(run.model, load_data("digits-few"))
+    torch.testing.assert_close(logits, run.logits, rtol=2**-9, atol=2**-9)
+
+
+def test_the_last_row_of_the_history_is_the_last_epochs_figures_and_rate(finished):
+    run = finished(**QUICK)
+    last = run.history.iloc[-1]
+    assert (last.epoch, last.learning_rate) == (1, run.config.learning_rate * 0.1)
+    assert last.test_accuracy_ensemble == run.metrics["accuracy_ensemble"]
+    assert last.test_accuracy_individual == run.metrics["accuracy_individual"]
+
+
+def test_the_metrics_name_every_figure_and_what_made_them(finished):
+    run = finished(**QUICK)
+    provenance = run.metrics["provenance"]
+    assert run.metrics.keys() >= FIGURES and provenance.keys() >= PROVENANCE
+    assert provenance["config_digest"] == run.config.digest
+    assert provenance["data_digest"] == load_data("digits-few").digest
+    assert provenance["python"] == platform.python_version()
+    assert provenance["torch"] == str(torch.__version__)
+
+
+def test_the_saved_configuration_is_that_of_the_run(finished):
+    run = finished(members=3, epochs=1, **QUICK)
+    assert RunConfig.from_dict(json.loads((run.folder / "config.json").read_text())) == run.config
+
+
+def test_no_file_of_a_run_names_a_user_a_host_or_a_path(outputs, tmp_path, monkeypatch):
+    user, host = "user-8731", "machine-9142"
+    for variable, value in (("USER", user), ("LOGNAME", user), ("HOME", f"/home/{user}")):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(platform, "node", lambda: host)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(runs.Path, "unlink", lambda *_, **__: None)  # so that the checkpoint stays
+    folder = mixshare.train(QUICK_RUN).folder
+    assert (folder / "checkpoint.pt").exists()
+    for path in folder.glob("[!.]*"):  # all but the lease, which is there only during training
+        text = path.read_bytes().decode("latin-1")
+        for name in (user, host, str(tmp_path), str(files.project_root())):
+            assert name not in text, path
+
+
+# ---- the same again
+
+
+def test_the_same_configuration_trains_to_the_same_bits(finished, contents):
+    run = finished(**QUICK)
+    again = mixshare.train(run.config)
+    assert again.folder != run.folder and contents(again.folder) == contents(run.folder)
+
+
+def test_another_seed_is_another_run(finished, contents):
+    one, two = (contents(finished(seed=seed, **QUICK).folder) for seed in (1, 2))
+    assert [name for name in runs.RUN_FILES if one[name] == two[name]] == []
+
+
+def test_a_finished_run_is_returned_and_not_touched(copied, no_training):
+    run = copied(**QUICK)
+    before = file_states(run.folder)
+    assert mixshare.train(run.config).metrics == run.metrics
+    assert file_states(run.folder) == before
+
+
+# ---- loading
+
+
+def test_a_finished_run_is_loaded_whole(copied, no_training):
+    run = copied(**QUICK)
+    loaded = mixshare.load(run.config)
+    assert (loaded.folder, loaded.metrics, loaded.config) == (run.folder, run.metrics, run.config)
+    assert torch.equal(loaded.logits, run.logits) and loaded.history.equals(run.history)
+
+
+def test_a_run_that_does_not_exist_is_named_with_what_makes_it(published, in_a_line):
+    message = r"no finished run of mimo, seed 7, profile smoke: neither .* exists; mixshare\.train"
+    with pytest.raises(OSError, match=message) as error:
+        mixshare.load(RunConfig.preset("smoke", "mimo", 7))
+    in_a_line(error.value)
+
+
+def test_a_run_that_is_not_in_the_outputs_is_loaded_from_the_published_ones(finished, published):
+    run = finished(**QUICK)
+    folder = runs.run_folder(run.config, published)
+    shutil.copytree(run.folder, folder)
+    assert mixshare.load(run.config).folder == folder
+    (folder / "metrics.json").unlink()
+    with pytest.raises(OSError, match="no finished run"):
+        mixshare.load(run.config)
+
+
+def test_an_own_run_goes_before_a_published_one(copied, published):
+    run = copied(**QUICK)
+    shutil.copytree(run.folder, runs.run_folder(run.config, published))
+    assert mixshare.load(run.config).folder == run.folder
+
+
+DAMAGE = {
+    "cut": lambda blob: blob[: len(blob) // 2],
+    "empty": lambda blob: b"",
+    "other": lambda blob: b'{"provenance": 5}',
+    "noise": lambda blob: b"\xff\0",
+}
+
+
+def check_refused_and_made_again(run, message, in_a_line, expected, contents):
+    """Check that a run is not loaded, for this reason, and that training makes it again."""
+    with pytest.raises(OSError, match=message) as error:
+        mixshare.load(run.config)
+    in_a_line(error.value)
+    assert contents(mixshare.train(run.config).folder) == contents(expected.folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_metrics_are_refused_in_a_line_and_made_again_by_training(
+    damage, copied, published, finished, contents, in_a_line
+):
+    run = copied(**QUICK)
+    path = run.folder / "metrics.json"
+    path.write_bytes(damage(path.read_bytes()))
+    message = r"metrics\.json is damaged"
+    check_refused_and_made_again(run, message, in_a_line, finished(**QUICK), contents)
+
+
+@pytest.mark.parametrize("name", runs.RUN_FILES[:-1])
+def test_a_run_with_a_file_missing_is_not_finished_and_is_made_again(
+    name, copied, published, finished, contents, in_a_line
+):
+    run = copied(**QUICK)
+    (run.folder / name).unlink()
+    message = f"has no {name}"
+    check_refused_and_made_again(run, message, in_a_line, finished(**QUICK), contents)
+
+
+PARTS = [
+    ("weights.safetensors", "model", ("cut", "empty", "noise")),
+    ("test_logits.npz", "logits", ("cut", "empty", "noise")),
+    ("test_logits.npz", "labels", ("cut", "empty", "noise")),
+    ("history.csv", "history", ("empty", "noise")),
+]
+
+
+@pytest.mark.parametrize("name, part, damages", PARTS)
+def test_a_damaged_part_of_a_run_is_named_in_a_line(name, part, damages, copied, in_a_line):
+    run = copied(**QUICK)
+    path = run.folder / name
+    whole = path.read_bytes()
+    message = rf"{name} is damaged .*mixshare\.train makes the run again"
+    for damage in damages:
+        path.write_bytes(DAMAGE[damage](whole))
+        with pytest.raises(OSError, match=message) as error:
+            getattr(run, part)
+        in_a_line(error.value)
+
+
+# ---- a run of another configuration
+
+
+def test_a_finished_run_of_another_configuration_is_left_alone_and_named_in_a_line(
+    copied, contents, monkeypatch, in_a_line
+):
+    run = copied(**QUICK)
+    before = contents(run.folder)
+    # as in a later version with another default
+    monkeypatch.setitem(config.COMMON, "momentum", 0.8)
+    monkeypatch.setattr(config, "_default", config._default.__wrapped__)
+    other = RunConfig.preset("smoke", **QUICK)
+    assert runs.run_folder(other) == run.folder
+    message = r"another configuration \(momentum 0\.9 there, 0\.8 here\)"
+    for call in (mixshare.train, mixshare.load):
+        with pytest.raises(OSError, match=message) as error:
+            call(other)
+        in_a_line(error.value)
+    assert contents(run.folder) == before
+
+
+# ---- one writer at a time
+
+
+def test_of_two_processes_on_a_run_one_trains_and_the_other_waits_for_it(
+    start, sitting, wait_for, outputs, tmp_path, finished, contents
+):
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    log.touch()
+    both = [start(sitting, QUICK_RUN, outputs, log, gate) for _ in range(2)]
+
+    def one_waits_or_both_train():
+        return re.search("waiting|(trains epoch 0.*){2}", log.read_text(), re.S)
+
+    def one_ended():
+        return not all(process.is_alive() for process in both)
+
+    wait_for("the second process", lambda: one_waits_or_both_train() or one_ended())
+    gate.touch()  # before it, no epoch is trained
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0], log.read_text()
+    assert log.read_text().count("waiting for the process") == 1
+    assert re.findall(r"trains epoch (\d)", log.read_text()) == ["0", "1"]
+    assert contents(runs.run_folder(QUICK_RUN)) == contents(finished(**QUICK).folder)
+
+
+# ---- a disk that can't be written
+
+
+def test_an_output_folder_below_a_file_is_named_in_a_line_before_training(
+    tmp_path, monkeypatch, no_training, in_a_line
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(tmp_path / "file" / "outputs"))
+    message = r"can't write .*file/outputs/smoke/single/seed-1: .*MIXSHARE_OUTPUTS"
+    with pytest.raises(OSError, match=message) as error:
+        mixshare.train(RunConfig.preset("smoke", "single"))
+    in_a_line(error.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_too_little_room_is_named_in_a_line_before_training(
+    outputs, monkeypatch, finished, contents, in_a_line
+):
+    def nearly_full(path, disk_usage=shutil.disk_usage):
+        return disk_usage(path)._replace(free=100_000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", nearly_full)
+        patch.setattr(training.Training, "train_epoch", None)
+        message = r"needs \d+ MB, its disk has 0 MB free; make room"
+        with pytest.raises(OSError, match=message) as error:
+            mixshare.train(QUICK_RUN)
+    in_a_line(error.value)
+    assert not contents(runs.run_folder(QUICK_RUN))
+    assert contents(mixshare.train(QUICK_RUN).folder) == contents(finished(**QUICK).folder)
+
+
+IMPOSSIBLE = [dict(batch_size=400), dict(dataset="nowhere"), dict(device="cuda:99")]
+
+
+@pytest.mark.parametrize("override", IMPOSSIBLE, ids=str)
+def test_a_run_that_cannot_be_trained_leaves_no_folder(
+    override, outputs, monkeypatch, tmp_path, in_a_line
+):
+    monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path))
+    with pytest.raises((ValueError, OSError), match="possible") as error:
+        mixshare.train(RunConfig.preset("smoke", "single", **override))
+    in_a_line(error.value)
+    assert not outputs.exists()

@@ -1,0 +1,327 @@
+"""What the project publishes: whole, computed from what lies with it, and as the README says."""
+
+import json
+import re
+
+import pandas as pd
+import publish
+import pytest
+import targets
+import torch
+import verify
+
+import mixshare
+from mixshare import metrics, runs
+from mixshare.chapters import grids, results
+from mixshare.data import KNOWN_DIGESTS, load_data
+from mixshare.files import project_root, published_folder
+from mixshare.training import test_logits as logits_of
+
+README = (project_root() / "README.md").read_text()
+PUBLISHED = published_folder()
+METHODS, SEEDS = list(targets.DEFAULT_METHODS), list(targets.DEFAULT_SEEDS)
+DIGITS = grids.select("", "digits", METHODS, SEEDS, "mixshare")
+PHOTOGRAPHS = grids.select("", "cifar100-lite", METHODS, SEEDS, "mixshare")
+DECLARED = [
+    grids.read(file)
+    for file in sorted((project_root() / "workflow" / "grids").glob("*.yml"))
+    if file.stem != "smoke"
+]
+
+
+def published(config: mixshare.RunConfig) -> runs.Run:
+    return runs.Run(config, runs.run_folder(config, PUBLISHED))
+
+
+def table(profile: str, name: str, **options) -> pd.DataFrame:
+    return pd.read_csv(PUBLISHED / profile / "studies" / name, **options)
+
+
+# The runs
+
+
+class TestRuns:
+    def test_those_of_the_digits_are_of_the_present_configuration_and_data(self, outputs):
+        for config in DIGITS.configs:
+            run = mixshare.load(config)  # published, since this test's outputs folder is empty
+            made_by = run.metrics["provenance"]
+            assert made_by["config_digest"] == config.digest
+            assert made_by["data_digest"] == load_data("digits").digest
+            assert made_by["git_clean"] and re.fullmatch("[0-9a-f]{40}", made_by["git_commit"])
+
+    def test_those_of_photographs_are_whole_but_for_their_answers_which_are_too_large_for_git(self):
+        for config in PHOTOGRAPHS.configs:
+            run = published(config)
+            made_by = run.metrics["provenance"]
+            assert made_by["config_digest"] == config.digest
+            assert made_by["data_digest"] == KNOWN_DIGESTS["cifar100"]
+            assert made_by["git_clean"] and made_by["train_images"] == 50_000
+            assert run.model.encoders[0].weight.isfinite().all() and not run.has_logits
+
+    def test_their_figures_are_those_of_their_last_epoch(self):
+        for config in [*DIGITS.configs, *PHOTOGRAPHS.configs]:
+            run = published(config)
+            assert len(run.history) == config.epochs
+            last = run.history["test_accuracy_ensemble"].iloc[-1]
+            assert last == run.metrics["accuracy_ensemble"]
+
+    def test_their_figures_follow_from_their_logits(self):
+        for config in DIGITS.configs:
+            run = published(config)
+            again = metrics.evaluate(run.logits, run.labels)
+            kept = {name: run.metrics[name] for name in again}
+            verdicts = dict(verify.compare_figures("again", again, kept, verify.SUMS)).values()
+            assert not [verdict for verdict in verdicts if verdict.startswith(verify.DIFFERENT)]
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_their_logits_follow_from_their_weights(self, method):
+        run = published(mixshare.RunConfig.preset("digits", method, 1))
+        logits = logits_of(run.model, load_data("digits"))
+        difference = (logits.float() - run.logits.float()).abs().max()
+        assert difference < verify.LOGITS  # another machine rounds otherwise
+        same = logits.mean(0).argmax(1) == run.logits.mean(0).argmax(1)
+        assert same.float().mean() > 0.99
+
+    @pytest.mark.slow
+    @pytest.mark.cifar100
+    @pytest.mark.parametrize("method", METHODS)
+    def test_their_figures_on_photographs_follow_from_their_weights(self, method):
+        run = published(mixshare.RunConfig.preset("cifar100-lite", method, 1))
+        data = load_data("cifar100")
+        logits = logits_of(run.model.to(memory_format=torch.channels_last), data)
+        found = metrics.evaluate(logits, data.test_labels)
+        for name in ("accuracy_ensemble", "accuracy_members", "nll", "ece"):
+            assert found[name] == pytest.approx(run.metrics[name], abs=verify.EVALUATED)
+
+    def test_their_chapters_are_of_the_same_run(self):
+        for config in DIGITS.configs:
+            chapter = json.loads((published(config).folder / "01_training.ipynb").read_text())
+            assert chapter["metadata"]["papermill"]["parameters"] == {
+                "profile": "digits",
+                "method": config.method,
+                "seed": config.seed,
+                "overrides": {},
+            }
+
+    def test_their_members_solve_the_digits(self):
+        """No member is at chance, and ensembles are near 99 %: far below what any seed reached."""
+        for config in DIGITS.configs:
+            figures = published(config).metrics
+            assert min(figures["accuracy_members"]) > 0.95 and figures["accuracy_ensemble"] > 0.97
+
+
+# The files
+
+
+def test_no_published_file_names_this_machine_its_folders_or_its_user():
+    private = [re.escape(word.encode()) for word in publish.private_words()]
+    pattern = re.compile(b"|".join([*private, rb"/(home|root|Users|tmp)/\w"]))
+    for path in PUBLISHED.rglob("*"):
+        assert path.is_dir() or not pattern.search(path.read_bytes()), path
+
+
+def test_a_published_profile_stays_under_20_megabytes():
+    for folder in PUBLISHED.iterdir():
+        sizes = [path.stat().st_size for path in publish.published_files(folder.name)]
+        assert 0 < sum(sizes) < publish.MOST_BYTES, folder
+
+
+# The tables
+
+
+def test_the_published_tables_follow_from_the_published_runs():
+    collected = results.collect(DIGITS.configs, PUBLISHED)
+    assert not collected.missing
+    made = [results.per_run(collected.runs), results.deep_ensembles(collected.runs)]
+    rows = pd.concat(made, ignore_index=True)
+    fresh = results.summary(rows).join(results.costs(collected.runs, repeats=1))
+    same = [name for name in fresh.columns if name != "latency_ms"]
+    kept = results.read_summary(PUBLISHED / "digits" / "studies" / "results.csv")
+    pd.testing.assert_frame_equal(kept[same], fresh[same], check_dtype=False)
+    pairs = results.paired(rows, "mixshare")
+    pd.testing.assert_frame_equal(table("digits", "paired.csv"), pairs, check_dtype=False)
+
+
+@pytest.mark.parametrize("grid", [*DECLARED, PHOTOGRAPHS], ids=lambda g: g.name or g.profile)
+def test_the_tables_of_a_published_grid_follow_from_the_published_runs(grid):
+    collected = results.collect(grid.configs, PUBLISHED)
+    assert not collected.missing
+    rows, folder = results.per_run(collected.runs), PUBLISHED / grid.profile / "studies" / grid.name
+    kept, fresh = results.read_summary(folder / "results.csv"), results.summary(rows)
+    pd.testing.assert_frame_equal(kept.loc[fresh.index, fresh.columns], fresh, check_dtype=False)
+    pairs, again = pd.read_csv(folder / "paired.csv"), results.paired(rows, grid.baseline)
+    assert bool(len(again)) == (len(grid.seeds) > 1)
+    # Without the pairs with deep ensembles, whose logits are not all published.
+    pairs = pairs[pairs["other"].isin(again["other"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pairs, again, check_dtype=False)
+
+
+def test_a_published_chapter_shows_no_older_published_runs():
+    line = r"published runs: (\d+) of \d+; with a history equal to yours, to the bit: (\d+)"
+    paths = sorted(PUBLISHED.glob("*/chapters/05_results*.ipynb"))
+    assert len(paths) > 3
+    for path in paths:
+        ((read, equal),) = re.findall(line, path.read_text())
+        assert read == equal, path
+
+
+class TestReadmeTables:
+    marked = re.findall(re.escape(publish.MARKS[0]).replace(r"\{\}", "([^ ]+)"), README)
+
+    def test_they_are_the_published_ones(self):
+        begin, end = publish.MARKS
+        for name in self.marked:
+            profile, _, grid = name.partition("/")
+            shown = README.split(begin.format(name) + "\n")[1].split(end)[0]
+            assert shown == results.results_table(PUBLISHED / profile, grid)
+            assert shown.count("\n") >= 4
+
+    def test_every_published_profile_has_one(self):
+        profiles = {name.partition("/")[0] for name in self.marked}
+        assert profiles == {folder.name for folder in PUBLISHED.iterdir()}
+
+
+# What the README says
+
+
+class TestReadmeOnDigits:
+    def test_on_the_methods(self):
+        rows = table("digits", "runs.csv", dtype={"seed": str})
+        accuracy = results.paired(rows, "mixshare")
+        assert (accuracy["low"] < 0).all() and (accuracy["high"] > 0).all()
+        nll = results.paired(rows, "mixshare", "nll").set_index("other")
+        for name, sentence in {
+            "cut_mixmo": "ahead of Cut-MixMo (by {} nats, {} to {})",
+            "mimo": "of MIMO (by {}, {} to {})",
+        }.items():
+            numbers = [f"{-nll.loc[name, end]:.3f}" for end in ("difference", "high", "low")]
+            assert sentence.format(*numbers) in README
+        assert nll.loc["single", "low"] < 0 < nll.loc["single", "high"]
+        assert "and can't be told from the single network" in README
+        assert (rows.loc[rows["method"] == "mixshare", "agreement"] == 1).all()
+        assert "two members give one label to every test image" in README
+
+    def test_on_the_control_with_one_network(self):
+        adjustments = table("digits", "adjustments.csv").set_index("change")
+        tied = adjustments.loc["control: one network, same cutmix and pooling"]
+        assert tied["low"] <= 0 <= tied["high"] and tied["nll_low"] <= 0 <= tied["nll_high"]
+        assert "one network trained with its CutMix and unmixing does as well" in README
+
+    def test_on_widths(self):
+        rows = table("digits", "width/runs.csv", dtype={"seed": str})
+        accuracy = results.paired(rows, "mixshare", "accuracy_ensemble")
+        assert ((accuracy["low"] < 0) & (accuracy["high"] > 0)).all()
+        nll = results.paired(rows, "mixshare", "nll").set_index("other")
+        widths = ("", "+width=2", "+width=4")
+        for width in widths:
+            pair, single = nll.loc[f"cut_mixmo{width}"], nll.loc[f"single{width}"]
+            assert pair["high"] < 0 and single["low"] < 0 < single["high"]
+            assert f"{-pair['difference']:.3f}" in README
+            assert f"{-pair['high']:.3f} to {-pair['low']:.3f}" in README
+        by_seed = rows.pivot(index="seed", columns="method", values="nll")
+        wide = by_seed.loc[["1", "2", "3"]]  # without the pairs of the deep ensemble
+        lead = {w: wide[f"mixshare{w}"] - wide[f"cut_mixmo{w}"] for w in widths}
+        numbers = results.interval(lead["+width=4"] - lead[""])
+        sentence = "from width 1 to 4 the lead shrinks by {:.3f} ({:.3f} to {:.3f})"
+        assert sentence.format(*numbers) in README
+        behind = [(wide[f"cut_mixmo{w}"] - wide[f"single{w}"]).mean() for w in widths]
+        sentence = "shares nothing with anybody ({:.3f}, {:.3f}, {:.3f})"
+        assert sentence.format(*behind) in README
+
+    def test_on_half_precision(self):
+        rows = table("digits", "precision/runs.csv", dtype={"seed": str})
+        rows = rows.set_index(["method", "seed"])
+        for method in ("single", "cut_mixmo", "mixshare"):
+            for figure in ("accuracy_ensemble", "nll"):
+                half = rows.loc[f"{method}+precision=bfloat16", figure]
+                _, low, high = results.interval(half - rows.loc[method, figure])
+                assert low <= 0 <= high
+        sentence = (
+            "can't tell half precision from float32, neither by accuracy nor by NLL of `single`, "
+            "`cut_mixmo` or `mixshare`"
+        )
+        assert sentence in README
+        worse = rows.loc["mixshare+precision=bfloat16", "nll"] - rows.loc["mixshare", "nll"]
+        sentence = "though MixShare's NLL was {:.3f} to {:.3f} nats higher in each"
+        assert worse.min() > 0 and sentence.format(worse.min(), worse.max()) in README
+
+    def test_on_speed(self):
+        measured = json.loads((PUBLISHED / "digits" / "studies" / "speed.json").read_text())
+        rows, half = measured["rows_per_second"], measured["switches"]["bfloat16 / float32"]
+        low, high = measured["ratio_to_peer_quartiles"]
+        ratio, halves = measured["ratio_to_peer"], measured["ratio_to_peer_bfloat16"]
+        for sentence in (
+            f"has {rows:.0f} rows a second of MixShare through the paper's WRN-28-2 in float32, "
+            "the default",
+            "a step takes {median:.2f} of the time (quartiles {low:.2f} to {high:.2f})".format(
+                **half
+            ),
+            f"A step of MIMO there is {ratio:.2f} times (quartiles {low:.2f} to {high:.2f}) as "
+            "fast",
+            "{median:.2f} times ({low:.2f} to {high:.2f}) with both in half precision".format(
+                **halves
+            ),
+        ):
+            assert sentence in README
+
+
+class TestReadmeOnPhotographs:
+    def test_on_the_pairs(self):
+        pairs = table("cifar100-lite", "paired.csv").set_index("other")
+        assert set(pairs["method"]) == {"mixshare"} and set(pairs["n"]) == {3}
+        percent = 100 * pairs[["difference", "low", "high"]]
+        cut, mimo, single = (percent.loc[name] for name in ("cut_mixmo", "mimo", "single"))
+        for sentence, numbers in (
+            (
+                "is {:.2f} percentage points above Cut-MixMo's (95 % t interval {:.2f} to {:.2f})",
+                cut,
+            ),
+            ("and {:.2f} above MIMO's ({:.2f} to {:.2f}). It", mimo),
+            ("can't be told from a single network's ({:+.2f}, {:+.2f} to {:+.2f})", single),
+        ):
+            assert sentence.format(*numbers) in README
+        assert mimo["low"] > 0 and single["low"] < 0 < single["high"]
+        accuracy = table("cifar100-lite", "runs.csv").pivot(
+            index="seed", columns="method", values="accuracy_ensemble"
+        )
+        below = accuracy["mixshare"] < accuracy["single"]
+        assert below.loc[["1", "2", "3"]].all() and "though it is below it in each seed" in README
+        summary = table("cifar100-lite", "results.csv", index_col="method")
+        assert summary["accuracy_ensemble_mean"].idxmax() == "deep ensemble of 2"
+        assert "which together see as many rows as MixShare, have the highest mean" in README
+
+    def test_on_sharing(self):
+        sharing = table("cifar100-lite", "sharing.csv")
+        assert sharing.groupby("method")["verdict"].agg(list).to_dict() == {
+            "mimo": ["separated"] * 9,
+            "cut_mixmo": ["separated"] * 9,
+            "mixshare": ["shared"] * 9,
+        }
+        means = sharing.groupby(["method", "block"])["overlap"].mean()
+        numbers = [
+            "{:.2f}, {:.2f}, {:.2f}".format(*means[method])
+            for method in ("mimo", "cut_mixmo", "mixshare")
+        ]
+        sentence = "(mean overlap after block 1, 2, 3: {} and {} against {};"
+        assert sentence.format(*numbers) in README
+
+    def test_on_agreement(self):
+        rows = table("cifar100-lite", "runs.csv").set_index("method")
+        ranges = [
+            "{:.0f} to {:.0f} %".format(*(100 * rows.loc[name, "agreement"].agg(["min", "max"])))
+            for name in ("mixshare", "cut_mixmo", "mimo")
+        ]
+        sentence = "give one label to {} of the test images (Cut-MixMo's to {}, MIMO's to {})"
+        assert sentence.format(*ranges) in README
+
+    def test_on_two_widths(self):
+        rows = table("cifar100-lite", "photographs-width/runs.csv")
+        assert set(rows["seed"]) == {1} and "seed 1 alone, so without an interval" in README
+        accuracy = 100 * rows.set_index("method")["accuracy_ensemble"]
+        wide, cut = accuracy["mixshare+width=2"], accuracy["cut_mixmo+width=2"]
+        narrow = accuracy["mixshare"] - accuracy["cut_mixmo"]
+        sentence = (
+            "MixShare has {:.2f} % and Cut-MixMo {:.2f} %: {:.2f} percentage points apart "
+            "({:.2f} at width 1)."
+        )
+        assert sentence.format(wide, cut, wide - cut, narrow) in README
