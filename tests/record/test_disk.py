@@ -1,6 +1,6 @@
-"""A full, read-only or removed disk, jumping clocks, and a GPU without memory.
+"""A disk that is full, read-only or gone, clocks that jump, a machine that sleeps.
 
-Each ends a run in one line, or has no effect; the run goes on afterwards to the same bits.
+Each ends in one line or has no effect, and the run goes on afterwards.
 """
 
 import os
@@ -11,22 +11,25 @@ import time
 from pathlib import Path
 
 import execute
+import nbformat
 import pytest
 import torch
+from sittings import QUICK
 
 import mixshare
 from mixshare import RunConfig, files, runs, training
 
-CONFIG = RunConfig.preset("smoke", "single", 1, width=0.5)
-STEPS = 4  # of an epoch
-# In the order in which a run writes them first.
-WRITTEN = ("checkpoint.pt", "history.csv", "config.json", "weights.safetensors", "test_logits.npz")
-WRITTEN += (runs.CHECKSUMS, "metrics.json")
+CONFIG = RunConfig.preset("smoke", "mixshare", 1, **QUICK)
+WRITTEN = ("checkpoint.pt", *runs.RUN_FILES)
+
+
+def mount(*words) -> None:
+    subprocess.run(["mount", *words], check=True)
 
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """Return the outputs folder of this test: a file system of its own of 32 MB."""
+    """Return a file system of 32 MB for this test alone, which is the outputs folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder]
@@ -38,292 +41,266 @@ def disk(tmp_path, monkeypatch):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def every_epoch(monkeypatch):
     """Write a checkpoint after each epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
 
 
 @pytest.fixture
-def wanted(finished, contents):
+def undisturbed(finished, contents):
     """Return the contents of the run as it is without a disturbance."""
-    return contents(finished("single", width=0.5).folder)
+    return contents(finished(**QUICK).folder)
 
 
 @pytest.fixture
-def epochs(monkeypatch, wanted):
+def trained(monkeypatch, undisturbed):
     """Return a list that gets the number of each epoch that is trained."""
-    trained, train_epoch = [], training.Training.train_epoch
+    epochs, train_epoch = [], training.Training.train_epoch
 
-    def recorded(self, step):
-        trained.append(len(self.history))
+    def recording_epoch(self, step):
+        epochs.append(len(self.history))
         train_epoch(self, step)
 
-    monkeypatch.setattr(training.Training, "train_epoch", recorded)
-    return trained
+    monkeypatch.setattr(training.Training, "train_epoch", recording_epoch)
+    return epochs
 
 
-def fill(disk: Path, leave: int) -> Path:
-    """Put a file on the disk that leaves `leave` bytes free."""
-    filler = disk / "filler"
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave)
-    return filler
+def fill(disk: Path, free: int) -> None:
+    """Put a file on the disk that leaves room for `free` bytes."""
+    with (disk / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - free)
 
 
 def before_writing(name: str, action, monkeypatch) -> None:
     """Call `action` whenever a file of that name is about to be written."""
     write = files.write
 
-    def disturbed_write(path, writer, check_lease=files.no_lease):
+    def acting_write(path, writer, check_lease=files.no_lease):
         if path.name == name:
             action()
         write(path, writer, check_lease)
 
     for module in (files, runs, training):
-        monkeypatch.setattr(module, "write", disturbed_write)
+        monkeypatch.setattr(module, "write", acting_write)
 
 
-def train_disturbed(config, match: str, in_a_line, disturb) -> None:
-    """Train, disturbed by `disturb(patch)`, and check that it ends in a line that matches."""
-    with pytest.MonkeyPatch.context() as patch:
-        disturb(patch)
-        with pytest.raises(OSError, match=match) as caught:
-            mixshare.train(config)
-    in_a_line(caught.value)
+def train_and_fail(message: str, in_a_line, config: RunConfig = CONFIG) -> None:
+    with pytest.raises(OSError, match=message) as error:
+        mixshare.train(config)
+    in_a_line(error.value)
 
 
 # ---- full
 
 
-def test_a_full_disk_ends_a_run_in_a_line_and_it_goes_on_once_there_is_room(
-    disk, epochs, in_a_line, contents, wanted
+@pytest.mark.parametrize("name", WRITTEN)
+def test_on_a_full_disk_a_run_ends_in_a_line_and_is_resumed_once_there_is_room(
+    name, disk, every_epoch, monkeypatch, in_a_line, contents, undisturbed, trained
 ):
     folder, before = runs.run_folder(CONFIG), {}
-    for name in WRITTEN:
-        # a part of a large file still fits on the disk
-        leave = 4096 if name in ("checkpoint.pt", "weights.safetensors") else 0
+    # A large file has room for its beginning.
+    free = 4096 if name in ("checkpoint.pt", *runs.LARGE_FILES) else 0
 
-        def fill_up(leave=leave):
-            before.update(contents(folder))
-            fill(disk, leave)
+    def fill_disk():
+        before.update(contents(folder))
+        fill(disk, free)
 
-        message = rf"can't write .*{name}: .*; make room or rights there"
-        before.clear()
-        train_disturbed(
-            CONFIG, message, in_a_line, lambda patch, n=name, f=fill_up: before_writing(n, f, patch)
-        )
-        assert contents(folder) == before, name
-        (disk / "filler").unlink()
-    assert contents(mixshare.train(CONFIG).folder) == wanted
-    assert epochs == [0, 0, 1]  # the first checkpoint failed; no other failure lost an epoch
+    with monkeypatch.context() as patch:
+        before_writing(name, fill_disk, patch)
+        train_and_fail(rf"can't write .*{name}: .*; make room or rights there", in_a_line)
+    assert contents(folder) == before
+    (disk / "filler").unlink()
+    trained.clear()
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
+    # These two are written after each epoch, the others at the end.
+    assert trained == {"checkpoint.pt": [0, 1], "history.csv": [1]}.get(name, [])
 
 
 def test_a_second_checkpoint_without_room_leaves_the_first(
-    disk, epochs, in_a_line, finished, contents
+    disk, every_epoch, monkeypatch, in_a_line, finished, contents, trained
 ):
-    run, written = finished("single", width=0.5, epochs=3), []
-    epochs.clear()
+    expected = finished(epochs=3, **QUICK)
+    config, folder, checkpoints = expected.config, runs.run_folder(expected.config), []
 
-    def fill_up_at_the_second():
-        written.append(1)
-        if len(written) == 2:
-            fill(disk, leave=50_000)
-
-    train_disturbed(
-        run.config,
-        r"can't write .*checkpoint\.pt",
-        in_a_line,
-        lambda patch: before_writing("checkpoint.pt", fill_up_at_the_second, patch),
-    )
-    folder = runs.run_folder(run.config)
-    assert set(contents(folder)) == {"checkpoint.pt", "history.csv"}
-    assert len(runs.Run(run.config, folder).history) == 1
-    # More room; the filler stays.
-    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-    assert contents(mixshare.train(run.config).folder) == contents(run.folder)
-    assert epochs == [0, 1, 1, 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["while it is executed", "when it is whole"])
-def test_a_full_disk_ends_a_chapter_in_a_line_and_it_is_made_once_there_is_room(
-    moment, disk, finished, monkeypatch, in_a_line
-):
-    run = finished("single")
-    folder = runs.run_folder(run.config)
-    shutil.copytree(run.folder, folder)
-    output = folder / "01_training.ipynb"
-    parameters = {"profile": "smoke", "method": "single", "seed": 1}
-    lease = execute.exclusive_lease
-
-    def fill_up_first(*arguments):
-        fill(disk, leave=8192)
-        return lease(*arguments)
+    def fill_disk_at_the_second():
+        checkpoints.append(1)
+        if len(checkpoints) == 2:
+            fill(disk, free=50_000)
 
     with monkeypatch.context() as patch:
+        before_writing("checkpoint.pt", fill_disk_at_the_second, patch)
+        train_and_fail(r"can't write .*checkpoint\.pt", in_a_line, config)
+    assert set(contents(folder)) == {"checkpoint.pt", "history.csv"}
+    assert len(runs.Run(config, folder).history) == 1
+    mount("-o", "remount,size=64m", disk)  # more room, and the filler stays
+    trained.clear()
+    assert contents(mixshare.train(config).folder) == contents(expected.folder)
+    assert trained == [1, 2]
+
+
+@pytest.mark.parametrize("moment", ["while it is executed", "when it is whole"])
+def test_on_a_full_disk_a_chapter_ends_in_a_line_and_is_made_once_there_is_room(
+    moment, disk, tmp_path, monkeypatch, in_a_line
+):
+    chapter, output = tmp_path / "chapter.ipynb", disk / "smoke" / "chapters" / "chapter.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in ("seed: int = 1", "print(seed)")]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), chapter)
+    monkeypatch.setattr(execute, "chapter_path", lambda name: chapter)
+    call = ("chapter", output, {"seed": 2})
+    exclusive_lease = execute.exclusive_lease
+
+    def fill_all_but_the_lease(*arguments):
+        fill(disk, free=8192)  # the folder and the lease
+        return exclusive_lease(*arguments)
+
+    with monkeypatch.context() as patch:
+        output.parent.mkdir(parents=True)
         if moment == "when it is whole":
-            before_writing(output.name, lambda: fill(disk, leave=0), patch)
+            before_writing(output.name, lambda: fill(disk, free=0), patch)
         else:
-            patch.setattr(execute, "exclusive_lease", fill_up_first)
-        message = r"01_training(\.partial)?\.ipynb: No space left on device"
-        with pytest.raises(OSError, match=message) as caught:
-            execute.execute("01_training", output, parameters)
-    in_a_line(caught.value)
-    assert not output.exists() and runs.unfinished_reason(run.config, folder) is None
+            patch.setattr(execute, "exclusive_lease", fill_all_but_the_lease)
+        message = r"chapter(\.partial)?\.ipynb: No space left on device"
+        with pytest.raises(OSError, match=message) as error:
+            execute.execute(*call)
+    in_a_line(error.value)
+    assert not output.exists()
     (disk / "filler").unlink()
-    execute.execute("01_training", output, parameters)
-    assert execute.is_current(output, execute.chapter_path("01_training"), parameters)
-    assert not list(folder.glob(".*.tmp"))
+    execute.execute(*call)
+    assert execute.is_current(output, chapter, {"seed": 2})
+    assert not list(output.parent.glob(".*.tmp"))
 
 
-# ---- read-only, or removed
+# ---- read-only, or gone
 
 
-def test_a_read_only_disk_refuses_a_run_in_a_line_which_is_made_once_it_is_writable(
-    disk, in_a_line, contents, wanted
+def test_a_run_in_a_read_only_folder_is_refused_in_a_line_and_made_once_it_can_be_written(
+    disk, in_a_line, contents, undisturbed
 ):
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    message = r"can't write .*seed-1: .*MIXSHARE_OUTPUTS"
-    train_disturbed(CONFIG, message, in_a_line, lambda patch: None)
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert contents(mixshare.train(CONFIG).folder) == wanted
+    mount("-o", "remount,ro", disk)
+    train_and_fail(r"can't write .*seed-1: .*MIXSHARE_OUTPUTS", in_a_line)
+    mount("-o", "remount,rw", disk)
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
 
 
-def test_a_disk_that_turns_read_only_ends_a_run_in_a_line_and_it_goes_on_once_it_is_writable(
-    disk, virtual_clock, epochs, in_a_line, contents, wanted
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])
+def test_a_disk_that_turns_read_only_ends_a_run_in_a_line_and_it_is_resumed_later(
+    name, disk, every_epoch, monkeypatch, in_a_line, contents, undisturbed
 ):
+    monkeypatch.setattr(files, "LEASE_SECONDS", 0.3)  # the lease can't be removed either
     folder, before = runs.run_folder(CONFIG), {}
 
-    def turn_read_only():  # by a second mount over the disk, on which files are open
+    def turn_read_only():  # by a second mount over the disk, since files on it are open
         before.update(contents(folder))
-        subprocess.run(["mount", "--bind", disk, disk], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+        mount("--bind", disk, disk)
+        mount("-o", "remount,bind,ro", disk)
 
-    for name in ("checkpoint.pt", "metrics.json"):
-        message = rf"can't write .*{name}: .*; make room or rights there"
-        before.clear()
-        train_disturbed(
-            CONFIG,
-            message,
-            in_a_line,
-            lambda patch, name=name: before_writing(name, turn_read_only, patch),
-        )
-        assert contents(folder) == before, name
-        subprocess.run(["umount", disk], check=True)
-        assert (folder / ".lease").exists()  # this process, which lives on, could not remove it
-        with virtual_clock(), runs.training_lease(CONFIG):
-            pass
-    assert contents(mixshare.train(CONFIG).folder) == wanted
-    assert epochs == [0, 0, 1]
+    with monkeypatch.context() as patch:
+        before_writing(name, turn_read_only, patch)
+        train_and_fail(rf"can't write .*{name}: .*; make room or rights there", in_a_line)
+    assert contents(folder) == before
+    subprocess.run(["umount", disk], check=True)
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
 
 
-def test_a_folder_that_is_removed_under_a_run_ends_it_in_a_line_and_the_run_is_made_anew(
-    outputs, in_a_line, contents, wanted
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
+def test_a_folder_removed_while_a_run_trains_ends_it_in_a_line_and_it_is_made_anew(
+    name, outputs, every_epoch, monkeypatch, in_a_line, contents, undisturbed
 ):
     folder = runs.run_folder(CONFIG)
-    for name in ("checkpoint.pt", "config.json"):
-        removed = []
-
-        def remove(removed=removed):
-            if not removed:
-                removed.append(shutil.rmtree(folder))
-
-        train_disturbed(
-            CONFIG,
-            "taken over by another process, or removed|can't write",
-            in_a_line,
-            lambda patch, n=name, r=remove: before_writing(n, r, patch),
-        )
-        assert removed, name
-    assert contents(mixshare.train(CONFIG).folder) == wanted
+    with monkeypatch.context() as patch:
+        before_writing(name, lambda: shutil.rmtree(folder), patch)
+        train_and_fail("taken over by another process, or removed|can't write", in_a_line)
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
 
 
 # ---- time
 
 
-@pytest.mark.parametrize("clock, seconds", [("time", -3600), ("monotonic", 3600)])
-def test_a_clock_that_jumps_in_each_epoch_changes_nothing(
-    clock, seconds, outputs, epochs, monkeypatch, contents, wanted
+def test_a_clock_that_jumps_back_an_hour_while_a_run_trains_changes_nothing(
+    outputs, every_epoch, monkeypatch, contents, undisturbed, trained
 ):
-    """The wall clock jumps back; the monotonic one goes on while a machine sleeps, on some."""
-    now = getattr(time, clock)
-    monkeypatch.setattr(time, clock, lambda: now() + seconds * len(epochs))
-    assert contents(mixshare.train(CONFIG).folder) == wanted
-    assert epochs == [0, 1]
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600 * len(trained))
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
+    assert trained == [0, 1]
 
 
-def test_files_with_times_of_the_past_or_the_future_are_resumed_from(
-    outputs, tmp_path, epochs, monkeypatch, contents, wanted
+def test_an_hour_asleep_changes_nothing(
+    outputs, every_epoch, monkeypatch, contents, undisturbed, trained
 ):
-    folder, saved = runs.run_folder(CONFIG), tmp_path / "saved"
+    now = time.monotonic  # on some systems it goes on while the machine sleeps
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600 * len(trained))
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
+    assert trained == [0, 1]
 
-    def interrupt(self, step):
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("hours", [-1000, 1, 1000])
+def test_a_run_is_resumed_from_files_of_any_time(
+    hours, outputs, every_epoch, monkeypatch, contents, undisturbed
+):
+    folder, train_epoch = runs.run_folder(CONFIG), training.Training.train_epoch
+
+    def interrupted_epoch(self, step):
+        if self.history:
+            raise KeyboardInterrupt
+        train_epoch(self, step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        before_writing(
-            "history.csv",
-            lambda: patch.setattr(training.Training, "train_epoch", interrupt),
-            patch,
-        )
+        patch.setattr(training.Training, "train_epoch", interrupted_epoch)
         mixshare.train(CONFIG)
-    shutil.copytree(folder, saved)
-    assert (saved / "checkpoint.pt").exists()
-    for hours in (-1000, 1, 1000):
-        shutil.rmtree(folder)
-        shutil.copytree(saved, folder)
-        then = time.time() + 3600 * hours
-        for path in folder.iterdir():
-            os.utime(path, (then, then))
-        epochs.clear()
-        assert contents(mixshare.train(CONFIG).folder) == wanted, hours
-        assert epochs == [1], hours
+    moment = time.time() + 3600 * hours
+    for path in folder.iterdir():
+        os.utime(path, (moment, moment))
+    assert (folder / "checkpoint.pt").exists()
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed
 
 
-def test_a_process_that_was_stopped_goes_on_to_the_same_bits(
-    start, sitting, outputs, tmp_path, wait_for, contents, wanted
+def test_a_process_that_was_stopped_for_a_while_goes_on_as_if_nothing_had_been(
+    start, sitting, wait_for, outputs, tmp_path, contents, undisturbed
 ):
     log, gate = tmp_path / "log", tmp_path / "gate"
+    log.touch()
     process = start(sitting, CONFIG, outputs, log, gate)
-    wait_for("the first epoch", lambda: log.exists() and "trains epoch 0" in log.read_text())
+    wait_for("its first epoch", lambda: "trains epoch 0" in log.read_text())
     os.kill(process.pid, signal.SIGSTOP)
-    state = Path(f"/proc/{process.pid}/stat")
-    wait_for("the stop", lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+    status = Path(f"/proc/{process.pid}/status")
+    wait_for("the process to stop", lambda: "T (stopped)" in status.read_text())
     gate.touch()
+    assert "trains epoch 1" not in log.read_text()
     os.kill(process.pid, signal.SIGCONT)
     process.join()
-    assert process.exitcode == 0 and contents(runs.run_folder(CONFIG)) == wanted
+    assert process.exitcode == 0
+    assert contents(runs.run_folder(CONFIG)) == undisturbed
 
 
 # ---- memory of a GPU
 
 
-def test_a_gpu_without_memory_left_is_a_line_that_says_what_to_change_and_the_run_goes_on(
-    outputs, epochs, in_a_line, contents, wanted
+def test_a_gpu_without_memory_is_a_line_that_says_what_to_change_and_the_run_is_resumed_later(
+    outputs, every_epoch, monkeypatch, in_a_line, contents, undisturbed
 ):
-    steps, step = [], training.Step.__call__
+    step, calls = training.Step.__call__, []
 
-    def out_of_memory(*arguments):
+    def raise_out_of_memory(*anything):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB …")
 
-    def out_of_memory_in_the_second_epoch(self, rate):
-        steps.append(rate)
-        if len(steps) > STEPS:
-            out_of_memory()
+    def fail_in_the_second_epoch(self, rate):
+        calls.append(rate)
+        if len(calls) == 6:  # of 4 an epoch
+            raise_out_of_memory()
         step(self, rate)
 
-    message = "no memory left for this run; .* a smaller batch_size"
-    for owner, name, failing in (
-        (training.Step, "__call__", out_of_memory_in_the_second_epoch),
-        (training, "load_optimizer", out_of_memory),  # when the run is resumed
-    ):
-        train_disturbed(
-            CONFIG,
-            message,
-            in_a_line,
-            lambda patch, arguments=(owner, name, failing): patch.setattr(*arguments),
-        )
+    failures = (
+        (training.Step, "__call__", fail_in_the_second_epoch),
+        (training, "load_optimizer", raise_out_of_memory),  # where it is resumed
+    )
+    for owner, name, failure in failures:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failure)
+            message = "no memory left for this run; .* a smaller batch_size"
+            train_and_fail(message, in_a_line)
         assert (runs.run_folder(CONFIG) / "checkpoint.pt").exists()
-    assert contents(mixshare.train(CONFIG).folder) == wanted
-    assert epochs == [0, 1, 1]
+    assert contents(mixshare.train(CONFIG).folder) == undisturbed

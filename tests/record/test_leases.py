@@ -16,7 +16,7 @@ import mixshare
 from mixshare import RunConfig, files, runs, training
 
 CONFIG = RunConfig.preset("smoke", "mixshare", 1, **QUICK)
-SHORT_LEASE = 1.0  # seconds, for tests that wait until one is over
+SHORT_LEASE = 0.3  # seconds, for tests that wait until one is over
 LOST = "was taken over by another process, or removed; this one stops, and nothing is lost"
 
 
