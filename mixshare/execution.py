@@ -58,8 +58,7 @@ def torch_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
     try:
         memory.fill_uninitialized_memory = False  # nothing is read before it is written
         torch.set_num_threads(config.threads)
-        # `use_deterministic_algorithms` imports torch's compiler too, for seconds, and leaves its
-        # configuration changed.
+        # `use_deterministic_algorithms` changes torch's compiler too, which nothing here restores.
         torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False

@@ -19,7 +19,7 @@ COMMITTED = project_root() / "notebooks"
 CHAPTERS = sorted(path.stem for path in COMMITTED.glob("*.ipynb"))
 # One chapter shows that JupyterLab runs them, with `make test`; the others with `make test-all`.
 QUICK = "01_training"
-MOST_PATIENCE = 600_000  # ms, until a chapter that hangs is given up
+MOST_PATIENCE = 1_200_000  # ms, until a chapter that hangs is given up
 CELL, FIGURE, DIALOG = ".jp-Notebook .jp-Cell", ".jp-OutputArea-output img", ".jp-Dialog"
 OUTPUT = ".jp-OutputArea-output"
 ERROR = f"{OUTPUT}[data-mime-type$='.stderr']"  # where a traceback would be, or a warning

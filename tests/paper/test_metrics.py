@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from mixshare import metrics
 
 examples = settings(deadline=None, max_examples=60)
+few_examples = settings(examples, max_examples=30)  # where the reference takes long
 FIGURES = ("accuracy", "top5", "nll", "ece", "brier")
 
 
@@ -73,7 +74,7 @@ def by_probabilities(figures):
 # ---- against reference libraries
 
 
-@examples
+@few_examples
 @given(predictions())
 def test_each_members_figures_are_those_of_the_reference_libraries(case):
     logits, labels = case
@@ -83,7 +84,7 @@ def test_each_members_figures_are_those_of_the_reference_libraries(case):
         assert_same(figures[f"{name}_members"], [member[name] for member in expected])
 
 
-@examples
+@few_examples
 @given(predictions())
 def test_the_ensemble_averages_logits_and_in_a_second_form_probabilities(case):
     logits, labels = case

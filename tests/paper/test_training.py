@@ -408,6 +408,8 @@ def test_torchs_global_state_neither_changes_a_run_nor_is_changed_by_it(
 @pytest.fixture
 def torch_state():
     """Return a function that reads torch's global settings; restore them afterwards."""
+    from torch._inductor import config as inductor  # takes seconds to import
+
     cudnn, deterministic = torch.backends.cudnn, torch.utils.deterministic
 
     def read():
@@ -415,6 +417,7 @@ def torch_state():
             torch.get_num_threads(),
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
+            inductor.deterministic,
             deterministic.fill_uninitialized_memory,
             torch.get_float32_matmul_precision(),
             cudnn.allow_tf32,
@@ -422,10 +425,11 @@ def torch_state():
             torch.get_rng_state().numpy().tobytes(),
         )
 
-    threads, enabled, warn_only, fill, precision, tf32, benchmark, _ = read()
+    threads, enabled, warn_only, compiler, fill, precision, tf32, benchmark, _ = read()
     yield read
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    inductor.deterministic = compiler
     deterministic.fill_uninitialized_memory = fill
     torch.set_float32_matmul_precision(precision)
     cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
