@@ -79,6 +79,7 @@ def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
     numbers = count()
 
     def take_step() -> None:
+        """Take the next step of the endless training."""
         epoch, number = divmod(next(numbers), training.steps)
         with torch_settings(config, device):
             if number == 0:
@@ -106,6 +107,7 @@ def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) 
     half = config.precision == "bfloat16"
 
     def take_step() -> None:
+        """Take the next step of the endless training."""
         with torch_settings(config, device):
             batch = tuple(part.to(device, non_blocking=True) for part in next(batches))
             inputs, labels = arrange(batch)

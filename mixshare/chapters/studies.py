@@ -276,6 +276,7 @@ def adjustments(
     """
 
     def metrics_of(configs: Iterable[RunConfig]) -> list[dict[str, Any]]:
+        """Return the metrics of each run."""
         return [load(config).metrics for config in configs]
 
     bases = {
