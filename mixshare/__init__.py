@@ -30,17 +30,15 @@ from typing import Any
 from mixshare.config import RunConfig
 
 __version__ = "0.1.0"
-__all__ = ["MimoWideResNet", "RunConfig", "load", "train"]
+__all__ = ["MimoWideResNet", "RunConfig", "fold", "load", "train"]
 
-_HOME = {"MimoWideResNet": "model", "train": "training", "load": "runs"}
-# Modules that published chapters import by their old place; goes when those are made anew.
-_MOVED = ("results", "studies", "similarity", "grids", "speed", "explore")
+_HOME = {"MimoWideResNet": "model", "fold": "model", "train": "training", "load": "runs"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"mixshare.{_HOME[name]}"), name)
-    module = f"mixshare.chapters.{name}" if name in _MOVED else f"mixshare.{name}"
+    module = f"mixshare.{name}"
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

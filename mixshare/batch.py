@@ -19,7 +19,7 @@ class Batch:
     labels: Tensor  # (M, B) int64
     masks: Tensor  # (M, B, 1, H, W) float32
     partner_labels: Tensor | None = None  # (M, B) int64, with pixel CutMix
-    own_share: Tensor | None = None  # (M, B) float32: the share of `labels` in what is visible
+    own_share: Tensor | None = None  # (M, B) float32: of `labels` in what the masks leave visible
 
 
 class Batches:
@@ -39,12 +39,23 @@ class Batches:
         if not self.config.pixel_cutmix:
             return Batch(self.normalise(images), labels, masks)
         partners, partner_labels = self._look_up(draws, "partner_")
-        foreign = mixing.inside(draws["partner_boxes"], self.height, self.width)
-        foreign = foreign.unsqueeze(2)  # (M, B, 1, H, W)
-        inputs = self.normalise(torch.where(foreign, partners, images))
-        visible = masks.sum(dim=(2, 3, 4)).clamp_min(1e-12)
-        own_share = 1 - (masks * foreign).sum(dim=(2, 3, 4)) / visible
+        own, own_share = self._own_pixels(draws["own_boxes"], masks)
+        inputs = self.normalise(torch.where(own, images, partners))
         return Batch(inputs, labels, masks, partner_labels, own_share)
+
+    def _own_pixels(self, boxes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark the pixels of the own image, with its share in what the masks leave visible.
+
+        Of several members each keeps the larger share: where it is below 1/2, own image and
+        partner swap roles (MixMo). Returns (M, B, 1, H, W) bool and (M, B) float32.
+        """
+        own = mixing.inside(boxes, self.height, self.width).unsqueeze(2)
+        visible = masks.sum(dim=(2, 3, 4)).clamp_min(1e-12)  # or nothing, which is all one's own
+        share = 1 - (masks * ~own).sum(dim=(2, 3, 4)) / visible
+        if self.config.members == 1:
+            return own, share
+        swap = share < 0.5
+        return own ^ swap[..., None, None, None], torch.where(swap, 1 - share, share)
 
     def masks(self, draws: dict[str, Tensor]) -> Tensor:
         """Return a step's masks (M, B, 1, H, W): a partition if it is cut, else the ratios."""

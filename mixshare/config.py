@@ -54,6 +54,8 @@ PROFILES: dict[str, dict[str, Any]] = {
                    crop_padding=2, flip=False, learning_rate=0.1),
     "cifar100-lite": dict(dataset="cifar100", depth=16, width=1.0, epochs=5,
                           crop_padding=4, flip=True, learning_rate=0.1, drops=(3 / 5, 4 / 5)),
+    "photographs": dict(dataset="cifar100-16px", depth=16, width=1.0, epochs=300,
+                        crop_padding=2, flip=True, evaluate_every=10),
     "paper": dict(dataset="cifar100", depth=28, width=2.0, epochs=300,
                   crop_padding=4, flip=True),
 }
@@ -62,6 +64,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 COMMON: dict[str, Any] = dict(
     batch_size=64, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1,
     unmix_normalize=True, unmix_resize="area", tied=False, pixel_cutmix=False,
+    repeat_augmented=False, evaluate_every=1,
     precision="float32", capture=False, deterministic=True, threads=1, device="auto",
 )
 # fmt: on
@@ -111,7 +114,8 @@ class RunConfig:
     mix_probability: Annotated[float, _PROBABILITY]  #: of cutmix in a batch; linear otherwise
     #: ratios follow Beta(alpha, alpha)
     mix_alpha: Annotated[int, Range(1, 1000, closed="both")]
-    #: with E epochs, mix_probability is multiplied by min(1, fade * (1 - epoch / E)); 0: never
+    #: with E epochs, mix_probability is multiplied by min(1, fade * (1 - (epoch + 1) / E)), so
+    #: that the last epoch is never cut (MixMo); 0: it does not fade
     mix_fade: Annotated[float, Range(0)]
     unmix: bool  #: the features, with the input block's masks, before the classifiers
     #: average over the member's own region; else M times the masked average over all positions
@@ -125,9 +129,12 @@ class RunConfig:
     tied: bool
     #: share of a batch's rows that hold one image for all members
     input_repetition: Annotated[float, _PROBABILITY]
+    #: such rows hold the very same crop and flip (MIMO); else each member its own (MixMo)
+    repeat_augmented: bool
     #: r: loss weights are M * ratio^(1/r), normalised; 1 keeps the ratios
     loss_root: Annotated[float, Range(1)]
     pixel_cutmix: bool  #: CutMix of pixels too (the usual MSDA): probability 1/2, Beta(1, 1)
+    evaluate_every: Annotated[int, _COUNT]  #: epochs; and after the last one
     precision: Literal["float32", "bfloat16"]  #: bfloat16: autocast, with float32 weights
     capture: bool  #: the step as one CUDA graph; without a GPU the same step runs uncaptured
     deterministic: bool  #: bits that come out the same again, on a GPU too
@@ -207,11 +214,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "RunConfig":
-        """Return the run that `to_dict` described.
+        """Return the run that `to_dict` described; a field newer than the record has its default.
 
         Raises:
             ValueError: Fields are missing or unknown.
         """
+        fields = COMMON | fields
         missing, unknown = sorted(set(FIELDS) - set(fields)), sorted(set(fields) - set(FIELDS))
         if missing or unknown:
             raise InvalidValue(

@@ -5,6 +5,7 @@ from, and the digest does not depend on the order in which they came.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,9 +20,14 @@ from mixshare.files import data_folder, digest_of, display_path
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 # Content digests of data sets that have only one true content.
-KNOWN_DIGESTS = {"cifar100": "aff8ff203bf3035f987cbe860eca3a5b5151dd2112394645a45b0bd45b7ebc98"}
+KNOWN_DIGESTS = {
+    "cifar100": "aff8ff203bf3035f987cbe860eca3a5b5151dd2112394645a45b0bd45b7ebc98",
+    "cifar100-16px": "8b50fdaf96571456f3ce3ffb46e5aeba214b3ce0a93437c0f05cb16b6bea3ec6",
+}
+FEW_PER_CLASS = 60  # train images of "cifar100-16px"
 
 _TENSORS = KEYS[:4]
+_digests: dict[tuple, str | None] = {}  # by name and the state of its file
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,19 @@ class Data:
 def load_data(name: str) -> Data:
     """Load a data set: built in, or `<data folder>/<name>.npz`, or torchvision's, downloaded.
 
+    "cifar100-16px" is made from "cifar100".
+
     Raises:
         ValueError: The name can't be a file's.
         OSError: The data are missing, damaged, or not what their name says; the message names
             the file and the ways to get them.
     """
     check_name("dataset", name)
-    path = data_folder() / f"{name}.npz"
+    path, state = data_folder() / f"{name}.npz", _state(name)
     if name in BUILT_IN:
         source, arrays = "scikit-learn's digits", BUILT_IN[name]()
+    elif name in DERIVED:
+        source, arrays = "CIFAR-100 in small", DERIVED[name]()
     elif path.is_file():
         source, arrays = display_path(path), _read_archive(path)
     elif name in ("cifar10", "cifar100"):
@@ -79,8 +89,8 @@ def load_data(name: str) -> Data:
     else:
         raise FileProblem(
             f"no data set {name!r}: {display_path(path)} does not exist; possible are "
-            f"{', '.join((*BUILT_IN, 'cifar10', 'cifar100'))}, or an archive of that name with "
-            f"the keys {', '.join(KEYS)}"
+            f"{', '.join((*BUILT_IN, 'cifar10', 'cifar100', *DERIVED))}, or an archive of that "
+            f"name with the keys {', '.join(KEYS)}"
         )
     _check(source, *arrays)
     data = _canonical(name, *arrays)
@@ -89,7 +99,45 @@ def load_data(name: str) -> Data:
             f"{source} is not {name}: its content's digest is {data.digest[:12]}…, the true one "
             f"{KNOWN_DIGESTS[name][:12]}…; get it again"
         )
+    _digests[state] = data.digest
     return data
+
+
+def current_digest(name: str) -> str | None:
+    """Return a data set's digest as it is now; None where it is not there, or damaged.
+
+    Of data that have one true content it is known without them. An archive is read again when its
+    size, time, inode or CRC-32s have changed, and after `forget_digests`.
+    """
+    if name in KNOWN_DIGESTS:
+        return KNOWN_DIGESTS[name]  # `load_data` takes no other content
+    state = _state(name)
+    if state not in _digests:
+        available = name in BUILT_IN or len(state) > 1  # else `load_data` might download it
+        try:
+            _digests[state] = load_data(name).digest if available else None
+        except FileProblem:
+            _digests[state] = None
+    return _digests[state]
+
+
+def forget_digests() -> None:
+    """Have `current_digest` read every data set again."""
+    _digests.clear()
+
+
+def _state(name: str) -> tuple:
+    """Return what changes when a data set's archive is replaced or edited."""
+    path = data_folder() / f"{name}.npz"
+    if name in BUILT_IN or not path.is_file():
+        return (name,)
+    status = path.stat()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            checksums = tuple(member.CRC for member in archive.infolist())
+    except Exception:  # of a damaged archive zipfile has many kinds of error
+        checksums = ()
+    return name, path, status.st_size, status.st_mtime_ns, status.st_ino, checksums
 
 
 def _canonical(name: str, train_images, train_labels, test_images, test_labels, names) -> Data:
@@ -135,6 +183,27 @@ BUILT_IN: dict[str, Callable[[], tuple]] = {
     "digits": _digits,
     "digits-few": lambda: _digits(train=300, test=100),
 }
+
+
+def _cifar100_16px() -> tuple:
+    """Return CIFAR-100 in small: averaged over 2x2 pixels to 16x16, 60 train images a class.
+
+    The first of each class, in the order of their content's hashes; all test images.
+    """
+    data = load_data("cifar100")
+    of_class = (data.train_labels == label for label in range(len(data.class_names)))
+    rows = torch.cat([mask.nonzero().flatten()[:FEW_PER_CLASS] for mask in of_class])
+    train, test = (_halved(images) for images in (data.train_images[rows], data.test_images))
+    return train, data.train_labels[rows].numpy(), test, data.test_labels.numpy(), data.class_names
+
+
+def _halved(images: Tensor) -> np.ndarray:
+    """Average 2x2 pixels, a half upwards: (N, H, W, C) uint8 to (N, H / 2, W / 2, C)."""
+    levels = torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 2)
+    return (levels + 0.5).floor().byte().permute(0, 2, 3, 1).numpy()
+
+
+DERIVED: dict[str, Callable[[], tuple]] = {"cifar100-16px": _cifar100_16px}
 
 
 def _read_archive(path: Path) -> tuple:

@@ -131,6 +131,17 @@ def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
     return (torch.stack(cosines), torch.stack(ratios)) if cosines else (empty, empty)
 
 
+def classifier_cosine(model: nn.Module | Parts) -> Tensor:
+    """Return the cosine of the classifiers' weights, class by class, for each pair of members.
+
+    Returns:
+        (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
+    """
+    weights = [weight.cpu().double() for weight in parts(model).weights]
+    cosines = [torch.cosine_similarity(a, b, dim=1) for a, b in combinations(weights, 2)]
+    return torch.stack(cosines) if cosines else weights[0].new_zeros(0, len(weights[0]))
+
+
 def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
     """Return `kernel_alignment` in two figures, over channels and pairs; NaN for one member.
 

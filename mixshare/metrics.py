@@ -94,6 +94,30 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def image_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return what every interval over test images is computed from.
+
+    Args:
+        logits: (M, N, K).
+        labels: (N,) int64.
+
+    Returns:
+        (1 + M, N) each, the ensemble first: `answer` int16, `right` bool, and float16 `nll`, in
+        nats, and `confidence`, the probability of the answer.
+    """
+    logits, labels = logits.cpu().double(), labels.cpu()
+    scores = torch.cat([logits.mean(dim=0, keepdim=True), logits])
+    log_probabilities = scores.log_softmax(dim=2)
+    confidence, answer = log_probabilities.max(dim=2)
+    of_label = log_probabilities.gather(2, labels.expand(len(scores), -1)[..., None]).squeeze(2)
+    return {
+        "answer": answer.short(),
+        "right": answer == labels,
+        "nll": (-of_label).clamp_max(torch.finfo(torch.half).max).half(),
+        "confidence": confidence.exp().half(),
+    }
+
+
 def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return every figure of a run.
 

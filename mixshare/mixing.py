@@ -4,6 +4,9 @@ No randomness here: the plan has drawn everything. Dimensions: M members, B rows
 C channels, H and W of an image, h and w of a feature map.
 """
 
+from collections.abc import Iterable, Sequence
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,17 +65,24 @@ def mask_ratios(masks: Tensor) -> Tensor:
     return masks.mean(dim=(2, 3, 4))
 
 
-def mix(encodings: Tensor, masks: Tensor) -> Tensor:
+def mix(encodings: Tensor | Sequence[Tensor], masks: Tensor) -> Tensor:
     """Mix the members' encodings: M times the sum of mask times encoding (MixMo).
 
     Args:
-        encodings: (M, B, C, H, W).
-        masks: (M, B, 1, H, W).
+        encodings: M of (B, C, H, W).
+        masks: (M, B, 1, H, W) float32; of half-precision encodings each product is rounded once.
 
     Returns:
-        (B, C, H, W); with equal shares the plain sum, as at test time.
+        (B, C, H, W) in the encodings' dtype and layout; with equal shares the plain sum, as at
+        test time.
     """
-    return len(encodings) * (encodings * masks).sum(dim=0)
+    pairs = zip(encodings, masks * len(masks), strict=True)
+    return add((encoding * mask).to(encoding.dtype) for encoding, mask in pairs)
+
+
+def add(encodings: Iterable[Tensor]) -> Tensor:
+    """Add the members' encodings, as at test time: M of (B, C, H, W) to (B, C, H, W)."""
+    return reduce(torch.add, encodings)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> Tensor:

@@ -4,6 +4,7 @@ Dimensions: M members, B rows of a batch, C channels, H and W of an image.
 """
 
 import math
+from copy import deepcopy
 from typing import Annotated
 
 import torch
@@ -20,6 +21,16 @@ _SIZE = Annotated[int, Range(1, 2**20, closed="both")]
 _TRUNCATION = 0.87962566103423978  # standard deviation of a standard normal cut at ±2
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that does not count its batches: with a fixed momentum none reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        mean, variance = self.running_mean, self.running_var
+        scale = (self.weight, self.bias)
+        return F.batch_norm(x, mean, variance, *scale, self.training, self.momentum, self.eps)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation block of two 3x3 convolutions, with the shortcut from its raw input (MixMo).
 
@@ -31,9 +42,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.stride = stride
         padding = 0 if stride > 1 else 1
-        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.norm1 = BatchNorm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.norm2 = BatchNorm(channels_out)
         self.conv2 = nn.Conv2d(
             channels_out, channels_out, 3, stride=stride, padding=padding, bias=False
         )
@@ -114,7 +125,7 @@ class MimoWideResNet(nn.Module):
                     _group(second, third, stride=2, count=count),
                 ]
             )
-            self.norm = nn.BatchNorm2d(third)
+            self.norm = BatchNorm(third)
             classifiers = [nn.Linear(third, classes) for _ in range(copies)]
             self.classifiers = nn.ModuleList(classifiers * (members // copies))
         self._initialise(encoder_init, generator or torch.Generator().manual_seed(0))
@@ -135,9 +146,9 @@ class MimoWideResNet(nn.Module):
         for kernel in others:
             ENCODER_INITS[encoder_init](kernel, first, generator)
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Pass each member's input through its encoder: (M, B, C, H, W) to (M, B, 16, H, W)."""
-        return torch.stack([c(x) for c, x in zip(self.encoders, inputs, strict=True)])
+    def encode(self, inputs: Tensor) -> list[Tensor]:
+        """Pass each member's input through its encoder: (M, B, C, H, W) to M of (B, 16, H, W)."""
+        return [c(x) for c, x in zip(self.encoders, inputs, strict=True)]
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None, unmix: bool = False) -> Tensor:
         """Classify M inputs at once.
@@ -156,10 +167,8 @@ class MimoWideResNet(nn.Module):
         """
         self._check(inputs, masks, unmix)
         encodings = self.encode(inputs)
-        features = self.core(
-            encodings.sum(dim=0) if masks is None else mixing.mix(encodings, masks)
-        )
-        return self.classify(features, masks if unmix else None)
+        mixed = mixing.add(encodings) if masks is None else mixing.mix(encodings, masks)
+        return self.classify(self.core(mixed), masks if unmix else None)
 
     def core(self, x: Tensor) -> Tensor:
         """Apply the shared body f: (B, 16, H, W) to (B, 64 * width, H / 4, W / 4)."""
@@ -181,7 +190,10 @@ class MimoWideResNet(nn.Module):
             pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
         else:
             pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        return torch.stack([d(x) for d, x in zip(self.classifiers, pooled, strict=True)])
+        # In half precision, logits of several classes would be equal by rounding.
+        with torch.autocast(features.device.type, enabled=False):
+            pairs = zip(self.classifiers, pooled.to(self.norm.weight.dtype), strict=True)
+            return torch.stack([d(x) for d, x in pairs])
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
         wanted = (self.members, self.encoders[0].in_channels)
@@ -199,6 +211,24 @@ class MimoWideResNet(nn.Module):
                 "unmix needs the masks that the inputs are mixed with; at inference there are "
                 "none, and unmix=False"
             )
+
+
+@torch.no_grad()
+def fold(model: MimoWideResNet) -> MimoWideResNet:
+    """Return one plain network with the ensemble's answers to an image given to every member.
+
+    Encodings are summed and logits averaged, both linear: the sum of the encoders' kernels is one
+    encoder, the mean of the classifiers' weights one classifier. Exact for the mean of logits, not
+    for the mean of probabilities.
+    """
+    folded = deepcopy(model)
+    encoders, classifiers = list(model.encoders), list(model.classifiers)
+    folded.encoders, folded.classifiers = folded.encoders[:1], folded.classifiers[:1]
+    folded.encoders[0].weight.copy_(sum(encoder.weight for encoder in encoders))
+    for name in ("weight", "bias"):
+        values = torch.stack([getattr(classifier, name) for classifier in classifiers])
+        getattr(folded.classifiers[0], name).copy_(values.mean(dim=0))
+    return folded
 
 
 @torch.no_grad()

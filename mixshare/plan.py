@@ -32,12 +32,12 @@ class Plan:
     ratios: Tensor  # (S, M, B) float32: the members' shares in a batch that is not cut
     order: Tensor  # (S, M) int64: the member behind all boxes, then those with boxes 1 … M - 1
     boxes: Tensor  # (S, B, M - 1, 4) int64; later boxes lie on top
-    # Pixel CutMix: the same draws for the partner image, and where its pixels go (an empty box
-    # where there is no mixing).
+    # Pixel CutMix: the same draws for the partner image, and the box that shows the row's own image
+    # (all of it where there is no mixing).
     partner_rows: Tensor | None = None  # (S, M, B) int64
     partner_offsets: Tensor | None = None  # (S, M, B, 2) int64
     partner_flips: Tensor | None = None  # (S, M, B) bool
-    partner_boxes: Tensor | None = None  # (S, M, B, 4) int64
+    own_boxes: Tensor | None = None  # (S, M, B, 4) int64
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the draws by name, without those that this run does not need."""
@@ -69,10 +69,13 @@ def steps_per_epoch(config: RunConfig, images: int) -> int:
 
 
 def cutmix_probability(config: RunConfig, epoch: int) -> float:
-    """Return how likely a batch of this epoch, counted from 0, is cut (MixMo: fades at the end)."""
+    """Return how likely a batch of this epoch, counted from 0, is cut.
+
+    MixMo fades it to 0 in the last epoch; its loop counts from 1.
+    """
     if config.mix != "cutmix":
         return 0.0
-    left = 1 - epoch / config.epochs
+    left = 1 - (epoch + 1) / config.epochs
     fade = min(1.0, config.mix_fade * left) if config.mix_fade else 1.0
     return config.mix_probability * fade
 
@@ -129,8 +132,10 @@ def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: i
         draws |= {
             "partner_rows": streams.integers("partner", images, *shape),
             **_crops(streams, config, shape, "partner_"),
-            "partner_boxes": _pixel_boxes(streams, shape, height, width),
+            "own_boxes": _pixel_boxes(streams, shape, height, width),
         }
+    if config.repeat_augmented:
+        _share_augmentation(draws, repeated_rows(config))
     return Plan(**{k: torch.from_numpy(np.ascontiguousarray(draw)) for k, draw in draws.items()})
 
 
@@ -143,7 +148,19 @@ def _rows(
     first = np.argsort(keys[:, :1], axis=2, kind="stable")  # an order that all members start from
     rows = np.take_along_axis(rows, np.broadcast_to(first, rows.shape), axis=2)
     keys = np.concatenate([np.take_along_axis(keys[:, :1], first, axis=2), keys[:, 1:]], axis=1)
-    return _reorder_members(rows, keys, int(config.input_repetition * shape[2] + 1e-9))
+    return _reorder_members(rows, keys, repeated_rows(config))
+
+
+def repeated_rows(config: RunConfig) -> int:
+    """Return how many rows of a batch, the first ones, hold one image for all members."""
+    return int(config.input_repetition * config.batch_size + 1e-9)
+
+
+def _share_augmentation(draws: dict[str, np.ndarray], repeated: int) -> None:
+    """Give all members the first one's crops and flips in the repeated rows, in place."""
+    for name, draw in draws.items():
+        if name.startswith("partner_") or name in ("offsets", "flips", "own_boxes"):
+            draw[:, 1:, :repeated] = draw[:, :1, :repeated]
 
 
 def _repeated_batches(
@@ -222,8 +239,9 @@ def boxes(shares: np.ndarray, centres: np.ndarray, height: int, width: int) -> n
 
 
 def _pixel_boxes(streams: _Streams, shape: tuple[int, ...], height: int, width: int) -> np.ndarray:
-    """Draw where the partner's pixels go: with probability 1/2, of a ratio from Beta(1, 1)."""
-    ratio = streams.uniform("pixel ratio", *shape)
+    """Draw the box of the own image: with probability 1/2 of an area from Beta(1, 1), else all."""
+    ratios = streams.uniform("pixel ratio", *shape)
     centres = streams.uniform("pixel centres", *shape, 2)
-    partner = boxes(np.minimum(ratio, 1 - ratio), centres, height, width)
-    return partner * (streams.uniform("pixel", *shape) < 0.5)[..., None]
+    mixed = streams.uniform("pixel", *shape) < 0.5
+    everything = np.array([0, height, 0, width])
+    return np.where(mixed[..., None], boxes(ratios, centres, height, width), everything)

@@ -1,8 +1,9 @@
 """A run on disk: where it is, whether it is done, loading, checkpoints, and what made it.
 
-A run's folder holds config.json, history.csv, weights.safetensors, test_logits.npz, SHA256SUMS
-over all of them, and metrics.json, written last: a run is done when it is whole and of the same
-configuration. While it is unfinished there is checkpoint.pt, and .lease while a process trains it.
+A run's folder holds config.json, history.csv, weights.safetensors, test_logits.npz,
+test_scores.npz, SHA256SUMS over all of them, and metrics.json, written last: a run is done when it
+is whole, of the same configuration, and of the data set as it is now. While it is unfinished there
+is checkpoint.pt, and .lease while a process trains it.
 """
 
 import platform
@@ -25,6 +26,7 @@ from safetensors.torch import save as safetensors
 
 from mixshare.checks import FileProblem
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
+from mixshare.data import current_digest
 from mixshare.files import (
     display_path,
     exclusive_lease,
@@ -38,14 +40,17 @@ from mixshare.files import (
     write,
     write_text,
 )
+from mixshare.metrics import image_scores
 from mixshare.model import MimoWideResNet
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+SCORES = "test_scores.npz"  # earlier runs have none, but logits to compute them from
 RUN_FILES = (
     "config.json",
     "history.csv",
     "weights.safetensors",
     "test_logits.npz",
+    SCORES,
     CHECKSUMS,
     "metrics.json",
 )
@@ -91,6 +96,20 @@ class Run:
         return (self.folder / "test_logits.npz").is_file()
 
     @cached_property
+    def scores(self) -> dict[str, np.ndarray]:
+        """`metrics.image_scores`, from test_scores.npz, or from the logits where there is none."""
+        path = self.folder / SCORES
+        if path.is_file():
+            return _read(path, _read_arrays)
+        scores = image_scores(self.logits, self.labels)
+        return {name: value.numpy() for name, value in scores.items()}
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the scores of each test image are available."""
+        return self.has_logits or (self.folder / SCORES).is_file()
+
+    @cached_property
     def model(self) -> MimoWideResNet:
         """The trained network on the processor, in evaluation mode."""
         weights = _read(self.folder / "weights.safetensors", load_file)
@@ -102,7 +121,7 @@ class Run:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in ("logits", "labels")}
+        return {name: archive[name] for name in archive.files}
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -161,7 +180,8 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
     if reason := config_mismatch(config, folder):
         return reason
     published = folder.is_relative_to(published_folder())
-    needed = [name for name in RUN_FILES if not (published and name in LARGE_FILES)]
+    optional = (SCORES, *(LARGE_FILES if published else ()))
+    needed = [name for name in RUN_FILES if name not in optional]
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         return f"{display_path(folder)} has no {', '.join(missing)}"
@@ -173,7 +193,7 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
     try:
         digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
         if digest == fields_digest(read_json(folder / "config.json")):
-            return None
+            return _data_mismatch(config, folder)
     except OSError as error:
         return str(error)
     except (KeyError, TypeError, AttributeError):
@@ -181,6 +201,29 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
     return (
         f"{display_path(folder / 'metrics.json')} is damaged or of another run; delete it, and the "
         "run makes it again"
+    )
+
+
+def mismatch(config: RunConfig, folder: Path) -> str | None:
+    """Return why `folder` holds another run, of another configuration or other data; else None."""
+    reason = config_mismatch(config, folder)
+    if reason is None and first_corrupt_file(folder) is None:
+        reason = _data_mismatch(config, folder)
+    return reason
+
+
+def _data_mismatch(config: RunConfig, folder: Path) -> str | None:
+    """Compare a whole run's data set with that of the same name as it is now, where it is there."""
+    try:
+        stored = read_json(folder / "metrics.json")["provenance"]["data_digest"]
+    except (OSError, KeyError, TypeError):
+        return None
+    now = current_digest(config.dataset)
+    if now in (None, stored):
+        return None
+    return (
+        f"{display_path(folder)} holds a run of other data: {config.dataset} has changed since "
+        f"(digest {str(stored)[:12]}… there, {now[:12]}… now)"
     )
 
 
@@ -261,6 +304,7 @@ def save_run(
     content = safetensors(weights)
     write(folder / "weights.safetensors", lambda path: path.write_bytes(content), check_lease)
     write(folder / "test_logits.npz", lambda path: save_logits(path, logits, labels), check_lease)
+    write(folder / SCORES, lambda path: save_scores(path, logits, labels), check_lease)
     write_checksums(folder, {"metrics.json": figures.encode()}, check_lease)
     write_text(folder / "metrics.json", figures, check_lease)
     check_lease()
@@ -291,6 +335,13 @@ def save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
     """Write test_logits.npz: logits (M, N, classes) float16, labels (N,) int32."""
     with open(path, "wb") as file:
         np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.int().cpu().numpy())
+
+
+def save_scores(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Write test_scores.npz: `metrics.image_scores`."""
+    with open(path, "wb") as file:
+        scores = image_scores(logits, labels)
+        np.savez_compressed(file, **{name: value.numpy() for name, value in scores.items()})
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:

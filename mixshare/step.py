@@ -1,5 +1,6 @@
 """One training step: the loss, the optimizer, the learning rate, and the step as a CUDA graph."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mixshare import mixing
 from mixshare.batch import Batches
 from mixshare.config import RunConfig
+from mixshare.files import first_line
 from mixshare.plan import Plan
 
 # Uncaptured steps before a capture, which wants gradients, momentum and cuDNN's choices made.
@@ -37,7 +39,16 @@ class Step:
         # A capture needs a stream other than the default one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.capture_error: str | None = None  # why the step goes on uncaptured
         self.calls = 0
+
+    def __enter__(self) -> "Step":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for the steps so far, also where an error ends them: they use what is freed now."""
+        if self.stream:
+            self.stream.synchronize()
 
     def begin(self, plan: Plan) -> None:
         """Copy an epoch's draws to the device, once for all of its steps."""
@@ -93,14 +104,30 @@ class Step:
 
     def _replay(self) -> None:
         self.calls += 1
-        if self.calls <= WARM_UP:
-            return self._step()
-        if self.graph is None:
-            self.optimizer.zero_grad()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):  # recorded, not run
-                self._step()
-        self.graph.replay()
+        if self.calls == WARM_UP + 1:
+            self._capture()
+        if self.graph:
+            self.graph.replay()
+        else:
+            self._step()
+
+    def _capture(self) -> None:
+        """Record the step as a graph; where that fails, warn, and go on without one."""
+        self.optimizer.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # A notebook's other threads may call CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._step()  # recorded, not run
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            while isinstance(error.__context__, Exception):  # ending the capture fails as well
+                error = error.__context__
+            self.capture_error = first_line(error)
+            warnings.warn(f"training goes on uncaptured: {self.capture_error}", stacklevel=2)
+        else:
+            self.graph = graph
 
 
 def member_losses(

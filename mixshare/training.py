@@ -4,6 +4,7 @@ A step is a function of (weights, draws) alone, and the plan gives the same draw
 a crash. So a checkpoint needs weights, momentum and the history, and no generator's state.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from mixshare.data import Data, load_data
 from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
 from mixshare.files import require_space, write
-from mixshare.metrics import accuracies, evaluate
+from mixshare.metrics import accuracies, accuracy, evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -37,6 +38,7 @@ OUT_OF_MEMORY = (
     "batch_size, or device='cpu'"
 )
 NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
+TEST_FIGURES = ("test_accuracy_ensemble", "test_accuracy_individual")  # of the history
 
 
 def train(config: RunConfig) -> runs.Run:
@@ -63,14 +65,17 @@ def _train(config: RunConfig, data: Data, device: torch.device) -> runs.Run:
     with runs.training_lease(config) as check_lease:
         if run := _finished(config):  # by the process that had the lease before
             return run
-        if reason := runs.config_mismatch(config, folder):  # another run is not overwritten
+        if reason := runs.mismatch(config, folder):  # another run is not overwritten
             raise FileProblem(f"{reason}; delete or move that folder, or set MIXSHARE_OUTPUTS")
         training = Training(config, data, device)
         training.run(folder / "checkpoint.pt", check_lease)
-        logits, labels = test_logits(training.model, data), data.test_labels
-        metrics = evaluate(logits, labels) | {"provenance": training.provenance()}
-        history = training.history
-        return runs.save_run(config, training.model, history, logits, labels, metrics, check_lease)
+        model, labels = training.model, data.test_labels
+        logits = test_logits(model, data, config.precision)
+        metrics = evaluate(logits, labels) | {
+            "accuracy_train": accuracy_train(model, data, config.precision),
+            "provenance": training.provenance(),
+        }
+        return runs.save_run(config, model, training.history, logits, labels, metrics, check_lease)
 
 
 def _finished(config: RunConfig) -> runs.Run | None:
@@ -98,6 +103,7 @@ class Training:
         # Read now: the checkout may change while the run trains.
         self.environment = runs.code_version() | runs.environment(config, device)
         self.earlier_environments: list[dict[str, Any]] = []
+        self.capture_error: str | None = None
 
     def run(self, path: Path, check_lease: Callable[[], None]) -> None:
         """Train the epochs that are left, with a checkpoint at `path` now and then."""
@@ -108,7 +114,7 @@ class Training:
         step = Step(self.model, self.optimizer, self.batches, self.config)
         started = time.monotonic() - self.seconds
         due = time.monotonic() + CHECKPOINT_SECONDS
-        with _progress_bar(self.config, len(self.history)) as bar:
+        with step, _progress_bar(self.config, len(self.history)) as bar:
             while len(self.history) < self.config.epochs:
                 self.train_epoch(step)
                 last = self.history[-1]
@@ -119,6 +125,7 @@ class Training:
                 if time.monotonic() >= due:
                     due = self.write_checkpoint(path, check_lease)
         self.seconds = time.monotonic() - started
+        self.capture_error = step.capture_error
 
     def train_epoch(self, step: Step) -> None:
         """Train one epoch: its plan goes to the device once, its losses come back once."""
@@ -130,23 +137,31 @@ class Training:
         for rate in rates:
             step(rate)
         losses = step.end()
-        logits = test_logits(self.model, self.data)
-        self.refuse_divergence(losses, logits)
-        figures = accuracies(logits, self.data.test_labels)
+        self.refuse_divergence(losses)
         self.history.append(
             {
                 "epoch": epoch,
                 "learning_rate": rates[-1],
                 "loss": losses.double().mean().item(),
-                **{f"test_{name}": value for name, value in figures.items()},
+                **self.evaluate(epoch, losses),
                 **mean_alignment(self.model),
             }
         )
 
-    def refuse_divergence(self, losses: Tensor, logits: Tensor) -> None:
+    def evaluate(self, epoch: int, losses: Tensor) -> dict[str, float]:
+        """Return the accuracies on the test set; NaN after an epoch that is not evaluated."""
+        done, every = epoch + 1, self.config.evaluate_every
+        if done % every and done != self.config.epochs:
+            return dict.fromkeys(TEST_FIGURES, math.nan)
+        logits = test_logits(self.model, self.data, self.config.precision)
+        self.refuse_divergence(losses, logits)
+        figures = accuracies(logits, self.data.test_labels)
+        return {name: figures[name.removeprefix("test_")] for name in TEST_FIGURES}
+
+    def refuse_divergence(self, losses: Tensor, logits: Tensor | None = None) -> None:
         """Raise ArithmeticError, with what to try, where a loss or an answer is not finite."""
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        if not bad and logits.isfinite().all():
+        if not bad and (logits is None or logits.isfinite().all()):
             return
         step = bad[0] if bad else len(losses) - 1
         what = (
@@ -208,24 +223,43 @@ class Training:
             "image_shape": list(self.data.shape),
             **self.environment,
             "earlier_environments": self.earlier_environments,
+            "capture_error": self.capture_error,
             "wall_seconds": round(self.seconds, 3),
         }
 
 
+def test_logits(model: nn.Module, data: Data, precision: str = "float32") -> Tensor:
+    """Return the members' logits on the test set, as `predict` does."""
+    return predict(model, data, data.test_images, precision)
+
+
+def accuracy_train(model: nn.Module, data: Data, precision: str = "float32") -> float:
+    """Return the ensemble's accuracy on the training images, without augmentation."""
+    logits = predict(model, data, data.train_images, precision)
+    return accuracy(logits.double().mean(dim=0), data.train_labels)
+
+
 @torch.no_grad()
-def test_logits(model: nn.Module, data: Data) -> Tensor:
-    """Return the members' logits on the test set, each member given the same image.
+def predict(model: nn.Module, data: Data, images: Tensor, precision: str = "float32") -> Tensor:
+    """Return the members' logits on images, each member given the same image.
+
+    Args:
+        model: The network; it is left in evaluation mode.
+        data: Whose training images the pixels are normalised by.
+        images: (N, H, W, C) uint8.
+        precision: The run's.
 
     Returns:
         (M, N, classes) float16: rounded to what is kept on disk, so that every figure can be
         computed again from there.
     """
     model.eval()
-    normalise = Normalise(data)
+    normalise, device = Normalise(data), images.device.type
     parts = []
-    for images in data.test_images.split(EVALUATION_ROWS[data.test_images.device.type]):
-        inputs = normalise.inputs(images).expand(model.members, -1, -1, -1, -1)
-        parts.append(model(inputs).half())
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        for batch in images.split(EVALUATION_ROWS[device]):
+            inputs = normalise.inputs(batch).expand(model.members, -1, -1, -1, -1)
+            parts.append(model(inputs).half())
     return torch.cat(parts, dim=1)
 
 

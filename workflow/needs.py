@@ -39,7 +39,11 @@ DATA_COPIES = 4  # of a data set while it is read, ordered and hashed
 # fixed inputs, for two members, forward only.
 STUDY_ROWS = 12_000
 # Training images and their (height, width, channels); other data sets are taken for CIFAR-100.
-DATA_SETS = {"digits": (1_297, (16, 16, 1)), "digits-few": (300, (16, 16, 1))}
+DATA_SETS = {
+    "digits": (1_297, (16, 16, 1)),
+    "digits-few": (300, (16, 16, 1)),
+    "cifar100-16px": (6_000, (16, 16, 3)),
+}
 CIFAR100 = (50_000, (32, 32, 3))
 CLASSES = 100  # of the network whose multiply-adds are counted; classifiers hardly count
 

@@ -16,7 +16,13 @@ import needs
 
 from mixshare import runs
 from mixshare.chapters import chapter_path, grids
-from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, half_cost_single, with_encoder_init
+from mixshare.chapters.studies import (
+    ADJUSTMENTS,
+    ALIGNMENTS,
+    half_cost_pair,
+    unmixing_pair,
+    with_encoder_init,
+)
 from mixshare.checks import FileProblem, InvalidValue, check_choice
 from mixshare.config import COMMON, EXECUTION, PROFILES, RunConfig, grid
 from mixshare.files import display_path, outputs_folder
@@ -131,12 +137,15 @@ def results(
 
     A training chapter for each method and seed, then the chapters that study them.
     """
-    configs = grid(profile, methods, seeds)
+    configs = grids.select("", profile, methods, seeds, "mixshare").configs
     multi_input = list(dict.fromkeys(config.method for config in configs if config.members > 1))
     made = [training(config) for config in configs]
-    for chapter, names in (("03_subnetwork_features", multi_input), ("05_results", methods)):
+    chapters = (
+        ("03_subnetwork_features", multi_input, _shown(seeds)),
+        ("05_results", methods, _shown(seeds, methods)),
+    )
+    for chapter, names, shown in chapters:
         if names:
-            shown = _shown(seeds, names)
             parameters = {"profile": profile, "methods": list(names), "seeds": list(seeds), **shown}
             made.append(study(chapter, {**parameters, "train_missing": False}))
     return made
@@ -172,7 +181,9 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
 def speed(profile: str) -> list[Target]:
     """Return the chapter on speed, alone: other jobs at the same time would slow its steps."""
     check_choice("profile", profile, PROFILES)
-    precisely = {} if profile == "smoke" else {"rounds": 30, "steps": 3, "threads": 0}
+    precisely = (
+        {} if profile == "smoke" else {"rounds": 30, "steps": 3, "threads": 0, "overrides": {}}
+    )
     return [study("06_speed", {"profile": profile, **precisely})]
 
 
@@ -252,17 +263,16 @@ def _grid(parameters: dict[str, Any]) -> grids.Grid:
 
 
 def _aligned(parameters: dict[str, Any]) -> list[RunConfig]:
-    return [
-        with_encoder_init(parameters["profile"], start, seed)
-        for seed in parameters["seeds"]
-        for start in ALIGNMENTS
-    ]
+    profile, seeds = parameters["profile"], parameters["seeds"]
+    starts = [with_encoder_init(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
+    pairs = [config for seed in seeds for config in unmixing_pair(profile, seed)]
+    return list(dict.fromkeys([*starts, *pairs]))
 
 
 def _adjusted(parameters: dict[str, Any]) -> list[RunConfig]:
     profile, seeds = parameters["profile"], parameters["seeds"]
     changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS]
-    controls = [half_cost_single(profile, seed) for seed in seeds]
+    controls = [config for seed in seeds for config in half_cost_pair(profile, seed)]
     return [*grid(profile, ("cut_mixmo", "mixshare"), seeds), *changed, *controls]
 
 
@@ -280,7 +290,8 @@ class Study:
 
 STUDIES = {
     "02_kernel_alignment": Study(
-        _aligned, ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png")
+        _aligned,
+        ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png", "drift.png"),
     ),
     "03_subnetwork_features": Study(
         _chosen,
@@ -314,7 +325,7 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
     """Remove stale outputs so that Snakemake rebuilds them; it then sees only done and missing.
 
     Stale is decided by content, configuration and wholeness, never by the files' times. A run of
-    another configuration is moved aside, not deleted.
+    another configuration, or of other data, is moved aside, not deleted.
 
     Args:
         targets: The batch.
@@ -331,8 +342,8 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
             elif target.is_done():
                 done += 1
             else:
-                target.output.unlink(missing_ok=True)
                 _move_mismatch_aside(target)
+                target.output.unlink(missing_ok=True)
         except OSError as error:
             folder = display_path(target.output.parent)
             raise FileProblem(f"can't clear {folder}: {error}") from error
@@ -352,7 +363,7 @@ def _delete(target: Target) -> None:
 
 def _move_mismatch_aside(target: Target) -> None:
     folder = target.output.parent
-    reason = runs.config_mismatch(target.config, folder) if target.config else None
+    reason = runs.mismatch(target.config, folder) if target.config else None
     if reason:
         names = (folder.with_name(f"{folder.name}.old-{n}") for n in count(1))
         aside = next(path for path in names if not path.exists())

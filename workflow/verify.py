@@ -20,13 +20,15 @@ import torch
 
 from mixshare import metrics, runs, training
 from mixshare.checks import FileProblem
-from mixshare.config import RunConfig
+from mixshare.config import RunConfig, fields_digest
 from mixshare.data import Data, load_data
 from mixshare.files import display_path, read_json
 
 # Tolerances for another type of machine, which rounds otherwise.
 SUMS = 1e-12  # of a figure from the same logits: float64 sums in another order
+HALF = 1e-3  # of a figure from float16 scores
 LOGITS = 0.05  # of a logit: float16, and sums in another order
+OF_TRAINING_IMAGES = ("accuracy_train",)  # figures that no test logits give
 EVALUATED = 0.005  # of a figure (a fraction, or nats) from such logits: two of the digits' 500
 RETRAINED = 0.02  # of a figure after another training: some standard deviations between seeds
 
@@ -72,17 +74,21 @@ def _checks(folder: Path, retrain: bool) -> Iterator[Check]:
         yield name, f"{DIFFERENT} from what {runs.CHECKSUMS} says"
         return
     yield f"every file that is there, against {runs.CHECKSUMS}", EQUAL
-    config = RunConfig.from_dict(read_json(folder / "config.json"))
+    stored = read_json(folder / "config.json")
+    config = RunConfig.from_dict(stored)
     run, data = runs.Run(config, folder), load_data(config.dataset)
     # A damaged file may hold anything; what is missing is then different.
     saved = dict(run.metrics) if isinstance(run.metrics, dict) else {}
     provenance = saved.pop("provenance", None)
     provenance = provenance if isinstance(provenance, dict) else {}
-    yield "configuration", _equality(provenance.get("config_digest") == config.digest)
+    digest = fields_digest(stored)  # not the configuration's: a field may be newer than the run
+    yield "configuration", _equality(provenance.get("config_digest") == digest)
     yield f"data set {config.dataset}", _equality(provenance.get("data_digest") == data.digest)
     yield from _check_history(run, saved)
     if run.has_logits:
         yield from _check_logits(run, data, saved)
+    if (folder / runs.SCORES).is_file():
+        yield from _check_scores(run, data, saved)
     if (folder / "weights.safetensors").is_file():
         yield from _check_weights(run, data, saved)
     if retrain:
@@ -101,17 +107,35 @@ def _check_history(run: runs.Run, saved: dict[str, Any]) -> Iterator[Check]:
 def _check_logits(run: runs.Run, data: Data, saved: dict[str, Any]) -> Iterator[Check]:
     yield "labels, against the data set", _equality(torch.equal(run.labels, data.test_labels))
     figures = metrics.evaluate(run.logits, run.labels)
-    yield from compare_figures("from the saved answers", figures, saved, SUMS)
+    of_answers = {name: value for name, value in saved.items() if name not in OF_TRAINING_IMAGES}
+    yield from compare_figures("from the saved answers", figures, of_answers, SUMS)
+
+
+def _check_scores(run: runs.Run, data: Data, saved: dict[str, Any]) -> Iterator[Check]:
+    right, nll = run.scores["right"], run.scores["nll"]
+    answers = torch.from_numpy(run.scores["answer"])
+    equal = torch.equal(answers == data.test_labels, torch.from_numpy(right))
+    yield f"right answers in {runs.SCORES}, against the data set", _equality(equal)
+    figures = {
+        "accuracy_ensemble": right[0].mean(),
+        "accuracy_members": right[1:].mean(axis=1).tolist(),
+        "nll": nll[0].mean(dtype=float),
+        "nll_members": nll[1:].mean(axis=1, dtype=float).tolist(),
+    }
+    wanted = {name: saved[name] for name in figures if name in saved}
+    yield from compare_figures("from each image's score", figures, wanted, HALF)
 
 
 def _check_weights(run: runs.Run, data: Data, saved: dict[str, Any]) -> Iterator[Check]:
     with training.torch_settings(run.config, torch.device("cpu")):
         model = run.model.to(memory_format=torch.channels_last)  # as in training: the same bits
-        logits = training.test_logits(model, data)
+        logits = training.test_logits(model, data, run.config.precision)
+        figures = metrics.evaluate(logits, data.test_labels)
+        if "accuracy_train" in saved:  # a run from before that figure has none
+            figures["accuracy_train"] = training.accuracy_train(model, data, run.config.precision)
     if run.has_logits:
         difference = (logits.float() - run.logits.float()).abs().max().item()
         yield "answers of the saved weights", _closeness(difference, LOGITS)
-    figures = metrics.evaluate(logits, data.test_labels)
     yield from compare_figures("from the saved weights", figures, saved, EVALUATED)
     if (run.folder / "01_training.ipynb").is_file():
         verdict = _execute_again(run, logits, data.test_labels)

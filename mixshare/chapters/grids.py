@@ -1,6 +1,7 @@
 """A grid: one study over methods, seeds and any fields of a run, declared in a YAML file."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,11 +38,12 @@ class Grid:
     baseline: str  # the method that every other is compared with, at equal overrides
     overrides: tuple[dict[str, Any], ...] = ({},)
     name: str = ""  # of its executed chapter, tables and figures; the default batch has none
+    controls: tuple[RunConfig, ...] = ()  # runs besides
 
     @property
     def configs(self) -> list[RunConfig]:
         """The runs, seed by seed; raises ValueError or TypeError for what can't be trained."""
-        return grid(self.profile, self.methods, self.seeds, self.overrides)
+        return [*grid(self.profile, self.methods, self.seeds, self.overrides), *self.controls]
 
     @property
     def varied(self) -> list[str]:
@@ -54,14 +56,34 @@ class Grid:
 
 
 def select(file: str, profile: str, methods: list[str], seeds: list[int], baseline: str) -> Grid:
-    """Return the grid of a file if one is named, else every method with every seed.
+    """Return the grid of a file if one is named, else every method with every seed, and controls.
 
     Raises:
         OSError, TypeError, ValueError: As `read` does.
     """
     if file:
         return read(file)
-    return Grid(profile=profile, methods=tuple(methods), seeds=tuple(seeds), baseline=baseline)
+    return Grid(
+        profile=profile,
+        methods=tuple(methods),
+        seeds=tuple(seeds),
+        baseline=baseline,
+        controls=tuple(equal_rows(profile, seeds) if "single" in methods else ()),
+    )
+
+
+def equal_rows(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
+    """Return single networks that train on as many rows as the multi-input ones.
+
+    Batch repetition 2 halves the learning rate (appendix A), unless the profile has a rate of its
+    own; where it does, the first seed once more at the rate of `single`.
+    """
+    repeated = [RunConfig.preset(profile, "single", seed, batch_repetition=2) for seed in seeds]
+    rate = RunConfig.preset(profile, "single").learning_rate
+    if repeated and repeated[0].learning_rate != rate:
+        overrides = {"batch_repetition": 2, "learning_rate": rate}
+        repeated.append(RunConfig.preset(profile, "single", seeds[0], **overrides))
+    return repeated
 
 
 def find(file: str | Path) -> Path:
@@ -142,6 +164,3 @@ def _check_fields(vary: dict[Any, Any], overrides: list[Any]) -> None:
             "vary has a list of values for each field, overrides is a list of fields with their "
             f"values; {EXAMPLE}"
         )
-
-
-chosen = select  # the old name, which published chapters call; goes when those are made anew

@@ -1,7 +1,7 @@
 """Tables over finished runs: mean and deviation over seeds, deep ensembles, differences, costs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from mixshare import runs
+from mixshare.chapters import statistics
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig, title
 from mixshare.files import write_text
 from mixshare.metrics import evaluate
-from mixshare.model import multiply_adds
+from mixshare.model import MimoWideResNet, fold, multiply_adds
 from mixshare.plan import steps_per_epoch
 
 FIGURES = (
@@ -31,7 +31,10 @@ FIGURES = (
     "diversity",
 )
 PERCENT = ("accuracy_ensemble", "accuracy_individual", "ece", "agreement")
-COSTS = ("parameters", "multiply_adds", "training_rows")
+COSTS = ("parameters", "multiply_adds", "training_rows", "learning_rate")
+FOLDED = ("folded_parameters", "folded_multiply_adds", "folded_latency_ms")
+# Of each test image: the figure whose mean it is, and its name in `metrics.image_scores`.
+IMAGE_SCORES = {"accuracy_ensemble": "right", "nll": "nll"}
 HEADINGS = {
     "accuracy_ensemble": "ensemble accuracy, %",
     "accuracy_individual": "individual accuracy, %",
@@ -43,8 +46,13 @@ HEADINGS = {
     "parameters": "parameters",
     "multiply_adds": "multiply-adds",
     "training_rows": "training rows",
+    "learning_rate": "learning rate",
     "latency_ms": "latency, ms",
+    "folded_parameters": "folded: parameters",
+    "folded_multiply_adds": "folded: multiply-adds",
+    "folded_latency_ms": "folded: latency, ms",
 }
+DIGITS = {"latency_ms": 2, "folded_latency_ms": 2, "learning_rate": 3}  # after the point
 # Of the tables in the README and in the book.
 TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
@@ -127,32 +135,63 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([groups.size().rename("n"), means, deviations], axis=1)
 
 
-def interval(values: pd.Series) -> tuple[float, float, float]:
-    """Return the mean and its 95 % t interval, (mean, low, high); no interval for one value."""
-    mean, n = values.mean(), len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std() / n**0.5 if n > 1 else float("nan")
-    return mean, mean - half, mean + half
-
-
-def paired(rows: pd.DataFrame, method: str, figure: str = "accuracy_ensemble") -> pd.DataFrame:
-    """Return a method minus every other, paired by seed, with the mean's 95 % t interval.
+def paired(
+    finished: Sequence[runs.Run],
+    method: str,
+    figures: Sequence[str] = tuple(IMAGE_SCORES),
+) -> pd.DataFrame:
+    """Compare a method with every other, on the same seeds and test images.
 
     A method with overrides is compared with `method` at the same overrides, where that was run.
-    Two that share fewer than two seeds have no interval and are left out.
+    Runs whose scores of each image are not available are left out, and methods without a common
+    seed.
+
+    Returns:
+        A row a comparison and figure, `method` minus `other`: `statistics.difference`, `holm` (p
+        over the figure's comparisons), and two verdicts, `raw` and with Holm's p.
     """
-    by_seed = rows.pivot(index="seed", columns="method", values=figure)
-    pairs = []
-    for other in rows["method"].unique():
-        base = "".join((method, *other.partition("+")[1:]))
-        if base not in by_seed or base == other:
-            base = method
-        if base not in by_seed or base == other:
-            continue
-        differences = (by_seed[base] - by_seed[other]).dropna()
-        if len(differences) > 1:
-            pairs.append((base, other, figure, *interval(differences), len(differences)))
-    columns = ["method", "other", "figure", "difference", "low", "high", "n"]
-    return pd.DataFrame(pairs, columns=columns)
+    by_name: dict[str, dict[int, runs.Run]] = {}
+    for run in finished:
+        if run.has_scores:
+            by_name.setdefault(run.config.name, {})[run.config.seed] = run
+    pairs = [(_baseline(method, other, by_name), other) for other in by_name]
+    families = [
+        statistics.family(
+            [
+                {"method": base, "other": other, "figure": figure} | comparison
+                for base, other in pairs
+                if base and base != other
+                for comparison in _compared(by_name[base], by_name[other], figure)
+            ]
+        )
+        for figure in figures
+    ]
+    columns = ("method", "other", "figure", *statistics.COLUMNS)
+    return pd.concat(families, ignore_index=True).reindex(columns=columns)
+
+
+def _baseline(method: str, other: str, available: Container[str]) -> str | None:
+    """Return the run of `method` to compare another with."""
+    same_overrides = "".join((method, *other.partition("+")[1:]))
+    names = (same_overrides, method)
+    return next((name for name in names if name in available and name != other), None)
+
+
+def _compared(
+    first: dict[int, runs.Run], second: dict[int, runs.Run], figure: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the comparison of two methods' runs, by seed, if they share a seed."""
+    seeds = [seed for seed in first if seed in second]
+    if seeds:
+        scores = (
+            image_scores([by_seed[seed] for seed in seeds], figure) for by_seed in (first, second)
+        )
+        yield statistics.difference(*scores)
+
+
+def image_scores(finished: Sequence[runs.Run], figure: str) -> np.ndarray:
+    """Return the ensemble's score of each test image for each run, (S, N), of IMAGE_SCORES."""
+    return np.stack([run.scores[IMAGE_SCORES[figure]][0].astype(float) for run in finished])
 
 
 def along(
@@ -187,55 +226,71 @@ def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) ->
         repeats: Measurements behind the median latency.
 
     Returns:
-        By method: parameters, multiply-adds an image, rows trained on, and milliseconds that one
-        image takes on one thread of this machine's processor.
+        By method: parameters, multiply-adds an image, rows trained on, learning rate, and the
+        milliseconds that one image takes on one thread of this machine's processor; and parameters,
+        multiply-adds and milliseconds of the network folded into a plain one, which a deep ensemble
+        can't be.
     """
-    names = list(dict.fromkeys(run.config.name for run in finished))
     first = {run.config.name: run for run in reversed(finished)}
-    table = pd.DataFrame(
-        [_costs(first[name]) for name in names],
-        index=pd.Index(names, name="method"),
-        columns=list(COSTS),
-    )
-    times = _latencies([first[name] for name in names], repeats)
-    table["latency_ms"] = pd.Series(times, dtype=float)
+    names = list(dict.fromkeys(run.config.name for run in finished))
+    table = pd.DataFrame([_costs(first[name]) for name in names], index=names)
+    table = table.rename_axis("method")
+    shown = [first[name] for name in names]
+    networks = [run.model for run in shown]
+    folded = [fold(network) for network in networks]
+    images = [_blank_image(*pair) for pair in zip(shown * 2, networks + folded, strict=True)]
+    times = _latencies(networks + folded, images, repeats)
+    table["latency_ms"], table["folded_latency_ms"] = times[: len(names)], times[len(names) :]
     for name in names:
         if first[name].config.method == "single":
-            table.loc[ensemble_name(name, ensemble)] = table.loc[name] * ensemble
-    return table
+            table.loc[ensemble_name(name, ensemble)] = _of_several(table.loc[name], ensemble)
+    return table[[*COSTS, "latency_ms", *FOLDED]]
 
 
 def _costs(run: runs.Run) -> dict[str, float]:
-    model, config, made_by = run.model, run.config, run.metrics["provenance"]
-    height, width, _ = made_by["image_shape"]
-    steps = steps_per_epoch(config, made_by["train_images"])
+    config, made_by = run.config, run.metrics["provenance"]
+    size = made_by["image_shape"][:2]
+    rows = steps_per_epoch(config, made_by["train_images"]) * config.batch_size * config.epochs
+    folded = {f"folded_{name}": value for name, value in _sizes(fold(run.model), *size).items()}
+    of_training = {"training_rows": float(rows), "learning_rate": config.learning_rate}
+    return _sizes(run.model, *size) | of_training | folded
+
+
+def _sizes(model: MimoWideResNet, height: int, width: int) -> dict[str, float]:
     parameters = sum(p.numel() for p in model.parameters())
-    rows = steps * config.batch_size * config.epochs
-    values = map(float, (parameters, multiply_adds(model, height, width), rows))
-    return dict(zip(COSTS, values, strict=True))
+    return {
+        "parameters": float(parameters),
+        "multiply_adds": float(multiply_adds(model, height, width)),
+    }
+
+
+def _of_several(one: pd.Series, networks: int) -> pd.Series:
+    """Return the costs of several networks, of which each is trained and asked by itself."""
+    each = one.index.isin(["learning_rate"])
+    return (one * networks).where(~each, one).where(~one.index.isin(FOLDED))
 
 
 @torch.no_grad()
-def _latencies(finished: Sequence[runs.Run], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of one image on one thread, by name.
+def _latencies(
+    networks: Sequence[nn.Module], images: Sequence[Tensor], repeats: int
+) -> list[float]:
+    """Return the median milliseconds of one image on one thread, network by network.
 
     The networks take turns, so that a drift of the machine's speed affects all alike.
     """
-    times: dict[str, list[float]] = {run.config.name: [] for run in finished}
-    images = {run.config.name: _blank_image(run) for run in finished}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(WARM_UP + repeats):
-        for run in finished:
-            name = run.config.name
-            times[name].append(_milliseconds(run.model, images[name]))
+    turns = [
+        [_milliseconds(*pair) for pair in zip(networks, images, strict=True)]
+        for _ in range(WARM_UP + repeats)
+    ]
     torch.set_num_threads(threads)
-    return {name: float(np.median(each[WARM_UP:])) for name, each in times.items()}
+    return np.median(turns[WARM_UP:], axis=0).tolist()
 
 
-def _blank_image(run: runs.Run) -> Tensor:
+def _blank_image(run: runs.Run, network: MimoWideResNet) -> Tensor:
     height, width, channels = run.metrics["provenance"]["image_shape"]
-    return torch.zeros(1, 1, channels, height, width).expand(run.model.members, -1, -1, -1, -1)
+    return torch.zeros(1, 1, channels, height, width).expand(network.members, -1, -1, -1, -1)
 
 
 def _milliseconds(model: nn.Module, image: Tensor) -> float:
@@ -257,7 +312,7 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] = tuple(HEADINGS)) -> 
             pairs = zip(means, deviations, strict=True)
             texts[HEADINGS[name]] = [_mean_and_deviation(*pair, digits) for pair in pairs]
         elif name in table:
-            digits = 2 if name == "latency_ms" else 0
+            digits = DIGITS.get(name, 0)
             texts[HEADINGS[name]] = [_number(value, digits) for value in table[name]]
     texts["n"] = table["n"].astype(int)
     return texts

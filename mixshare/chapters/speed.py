@@ -36,6 +36,7 @@ WARM_UP = UNCAPTURED + 1  # steps before any is timed; in the last of them a GPU
 RATE = 1e-4  # the learning rate, at which noise does not diverge
 SHAPES = {  # side in pixels, channels, classes
     "cifar100": (32, 3, 100),
+    "cifar100-16px": (16, 3, 100),
     "digits": (16, 1, 10),
     "digits-few": (16, 1, 10),
 }

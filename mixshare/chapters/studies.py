@@ -4,18 +4,19 @@ The scores themselves are in `features` and `similarity`. Dimensions: M members,
 F fixed inputs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
-from mixshare.chapters import results, similarity
+from mixshare.chapters import results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.plan import plan_epoch
@@ -24,7 +25,8 @@ from mixshare.training import EVALUATION_ROWS, test_logits
 FIXED = 8  # images at which the other inputs are fixed: the first of the test set
 CKA_BATCH = 50  # images in a mini-batch; of few images, half
 ALIGNMENTS = ("identical", "colinear", "half", "flipped", "independent")  # encoder_init
-SCORES = ("overlap", "scale_free", "rank_correlation", "cka", "own", "swapped", "moved")
+SCORES = ("overlap", "init_overlap", "change", "scale_free", "rank_correlation", "cka")
+SCORES += ("own", "swapped", "own_minus_swapped", "moved")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Adjustment:
 
 _ALWAYS = "B: unmixing relies on the use of cutmix in the input block"
 _REPEAT = "B: 10 % of inputs are repetitions, against a slight train/test gap"
+_COPIES = "as at test time, and in MIMO; MixMo crops and flips each member's copy apart"
 _RATIOS = "B: more beneficial to keep the original mixing ratios"
 _REBALANCE = "B: in MixMo necessary, so that all parameters receive signal"
 _LANGUAGE = "C: MIMO models need a common language to benefit from sharing features"
@@ -58,14 +61,16 @@ _INDEPENDENT = {"encoder_init": "independent"}
 _ADJUSTMENTS: dict[str, list[tuple[str, dict[str, Any], str, int]]] = {
     "mixshare": [
         ("cutmix in half of the batches", _HALF_CUT, _ALWAYS, -1),
-        ("the same, independent encoders", _HALF_CUT | _INDEPENDENT, _ALWAYS, -1),
+        ("cutmix in half, independent encoders", _HALF_CUT | _INDEPENDENT, _ALWAYS, -1),
         ("no input repetition", {"input_repetition": 0.0}, _REPEAT, -1),
         ("30 % input repetition", {"input_repetition": 0.3}, _REPEAT, 0),
         ("loss weights evened out, r = 3", {"loss_root": 3.0}, _RATIOS, -1),
+        ("repetitions with one crop and flip", {"repeat_augmented": True}, _COPIES, 0),
         ("no unmixing", {"unmix": False}, _UNMIX, 0),
         ("unmixing: M times the masked average", {"unmix_normalize": False}, _OPEN, 0),
         ("unmixing: nearest masks", {"unmix_resize": "nearest"}, _OPEN, 0),
         ("independent encoders", _INDEPENDENT, _LANGUAGE, -1),
+        ("independent encoders, no unmixing", _INDEPENDENT | {"unmix": False}, _LANGUAGE, 0),
         ("control: one network, same cutmix and pooling", {"tied": True}, _CONTROL, 0),
     ],
     "cut_mixmo": [
@@ -78,7 +83,7 @@ _ADJUSTMENTS: dict[str, list[tuple[str, dict[str, Any], str, int]]] = {
 }
 # fmt: on
 ADJUSTMENTS = tuple(Adjustment(base, *row) for base, rows in _ADJUSTMENTS.items() for row in rows)
-TWO_SINGLE = "control: two single networks, equal multiply-adds"
+TWO_SINGLE = Adjustment("mixshare", "control: two single networks, equal multiply-adds", {}, "", 0)
 
 
 def with_encoder_init(profile: str, encoder_init: str, seed: int) -> RunConfig:
@@ -86,10 +91,20 @@ def with_encoder_init(profile: str, encoder_init: str, seed: int) -> RunConfig:
     return RunConfig.preset(profile, "mixshare", seed, encoder_init=encoder_init)
 
 
-def half_cost_single(profile: str, seed: int) -> RunConfig:
-    """Return a single network of about half the multiply-adds: 0.7 of the width, near √½."""
+def unmixing_pair(profile: str, seed: int) -> list[RunConfig]:
+    """Return MixShare with independent encoders, with unmixing and without."""
+    overrides = (_INDEPENDENT, _INDEPENDENT | {"unmix": False})
+    return [RunConfig.of(profile, "mixshare", seed, each) for each in overrides]
+
+
+def half_cost_pair(profile: str, seed: int) -> list[RunConfig]:
+    """Return two single networks of half the multiply-adds each: 0.7 of the width, near √½.
+
+    Their seeds are 2s - 1 and 2s: pairs of different seeds share no network.
+    """
     width = round(0.7 * RunConfig.preset(profile, "single").width, 6)
-    return RunConfig.preset(profile, "single", seed, width=width)
+    seeds = (2 * seed - 1, 2 * seed)
+    return [RunConfig.preset(profile, "single", each, width=width) for each in seeds]
 
 
 def test_inputs(data: Data, most: int | None = None) -> Tensor:
@@ -126,10 +141,19 @@ def block_importances(run: runs.Run, images: Tensor) -> list[Tensor]:
     return [torch.stack(block).cpu() for block in zip(*by_member, strict=True)]
 
 
+def untrained(run: runs.Run) -> nn.Module:
+    """Return the network that a run started from."""
+    channels, classes = run.model.encoders[0].in_channels, run.model.classifiers[0].out_features
+    return runs.build_model(run.config, channels, classes).eval()
+
+
 @_exact
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
     """Score how far the first two members share features, block by block.
+
+    Where encoders start equal, every score is 1 before any training, by construction. So the
+    overlap of the untrained network stands beside the trained one's, and what training did to it.
 
     Args:
         run: Of two members or more.
@@ -137,18 +161,18 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
         replicates: Bootstrap samples behind each interval.
 
     Returns:
-        A row a block: each score with its interval, the overlap's null, and the verdict.
+        A row a block: each score with its interval; the overlap's null, and the verdict; the same
+        of the untrained network (`init…`); and `change`, the overlap minus the untrained one's.
     """
     network, fixed = _network(run, images), images[:FIXED]
-    first, second = (
-        features.bootstrap_importance(network, images, fixed, member, replicates)
-        for member in (0, 1)
-    )
+    start = untrained(run).to(images.device)
     batch = min(CKA_BATCH, len(images) // 2)
     cka = similarity.cka(network, images, fixed, batch=batch, replicates=replicates)
     rows = []
-    for k, (a, b) in enumerate(zip(first, second, strict=True)):  # (1 + R, C_k)
+    importances = (_both_members(each, images, replicates) for each in (network, start))
+    for k, ((a, b), (a0, b0)) in enumerate(zip(*importances, strict=True)):  # (1 + R, C_k)
         overlap, (low, high) = features.overlap(a, b), features.chance(a[0], b[0])
+        before, (init_low, init_high) = features.overlap(a0, b0), features.chance(a0[0], b0[0])
         rows.append(
             {
                 **_names(run),
@@ -157,12 +181,26 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
                 "null_5": low,
                 "null_95": high,
                 "verdict": features.verdict(overlap[0].item(), low, high),
+                **_with_interval("init_overlap", before),
+                "init_verdict": features.verdict(before[0].item(), init_low, init_high),
+                **_with_interval("change", overlap - before),
                 **_with_interval("scale_free", features.scale_free(a, b)),
                 **_with_interval("rank_correlation", features.rank_correlation(a, b)),
                 **_with_interval("cka", cka[:, k]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _both_members(
+    network: nn.Module, images: Tensor, replicates: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the first two members' importances, block by block: (1 + R, C_k) each."""
+    members = (
+        features.bootstrap_importance(network, images, images[:FIXED], member, replicates)
+        for member in (0, 1)
+    )
+    return zip(*members, strict=True)
 
 
 @_exact
@@ -172,9 +210,11 @@ def cross_talk(
     """Return `similarity.cross_talk` of a run, averaged over members, with bootstrap intervals."""
     network, labels = _network(run, images), labels[: len(images)].to(images.device)
     scores = similarity.cross_talk(network, images, labels, images[:FIXED], replicates)
+    means = {name: values.mean(dim=1) for name, values in scores.items()}
+    means["own_minus_swapped"] = means["own"] - means["swapped"]
     row = _names(run)
-    for name, values in scores.items():
-        row |= _with_interval(name, values.mean(dim=1))
+    for name, values in means.items():
+        row |= _with_interval(name, values)
     return row
 
 
@@ -203,8 +243,32 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     for key, group in table.groupby(by, sort=False):
         row = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
         for name in _scores(group):
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = results.interval(group[name])
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = statistics.interval(group[name])
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def over_training(table: pd.DataFrame, by: list[str], scores: Sequence[str]) -> pd.DataFrame:
+    """Return what training did to scores: mean over seeds before and after, and the change.
+
+    Args:
+        table: A row a run, or a run and block, with columns `score` and `init_score`.
+        by: The columns that make a group.
+        scores: Their names.
+
+    Returns:
+        A row a group and score: `start`, `end`, `change` with its 95 % t interval over seeds, and
+        the verdict, "rises" or "falls" where that leaves out zero.
+    """
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        for name in scores:
+            start, end = group[f"init_{name}"], group[name]
+            mean, low, high = statistics.interval(end - start)
+            verdict = "rises" if low > 0 else "falls" if high < 0 else statistics.UNDECIDED
+            numbers = {"start": start.mean(), "end": end.mean(), "change": mean}
+            names = dict(zip(by, key, strict=True)) | {"score": name, "seeds": len(group)}
+            rows.append(names | numbers | {"low": low, "high": high, "verdict": verdict})
     return pd.DataFrame(rows)
 
 
@@ -222,14 +286,44 @@ def _scores(table: pd.DataFrame) -> list[str]:
     return [name for name in SCORES if name in table]
 
 
-def norm_overlaps(run: runs.Run) -> dict[str, Any]:
-    """Return the first two members' overlap of kernel norms and of classifier norms."""
-    kernels, classifiers = features.kernel_norms(run.model), features.classifier_norms(run.model)
-    return {
-        **_names(run),
-        "input_block": features.overlap(*kernels[:2]).item(),
-        "output_block": features.overlap(*classifiers[:2]).item(),
-    }
+def norm_overlaps(run: runs.Run) -> pd.DataFrame:
+    """Compare the first two members in input and output block, before and after training.
+
+    Returns:
+        A row a block: `overlap` of the norms, with its null, for norms that hardly differ overlap
+        by chance; and the `cosine` and `rank_correlation` that say whether the same features are
+        weighed alike: of the kernels channel by channel (their norms' ranks), or of the
+        classifiers' weights class by class. The untrained network's are `init…`.
+    """
+    rows = {"input": _names(run) | {"block": "input"}, "output": _names(run) | {"block": "output"}}
+    for prefix, network in (("init_", untrained(run)), ("", run.model)):
+        norms = {
+            "input": (features.kernel_norms(network), features.kernel_alignment(network)[0]),
+            "output": (features.classifier_norms(network), features.classifier_cosine(network)),
+        }
+        for block, (each, cosine) in norms.items():
+            low, high = features.chance(*each[:2])
+            rows[block] |= {
+                f"{prefix}overlap": features.overlap(*each[:2]).item(),
+                f"{prefix}null_5": low,
+                f"{prefix}null_95": high,
+                f"{prefix}cosine": cosine[0].mean().item(),
+                f"{prefix}rank_correlation": features.rank_correlation(*each[:2]).item(),
+            }
+    return pd.DataFrame(rows.values())
+
+
+def drift(finished: Sequence[runs.Run]) -> pd.DataFrame:
+    """Return how far each run's encoders ended apart, beside its accuracy and agreement."""
+    figures = ("accuracy_ensemble", "accuracy_individual", "nll", "agreement")
+    return pd.DataFrame(
+        [
+            _names(run)
+            | {name: run.history[name].iloc[-1] for name in ("kernel_cosine", "kernel_norm_ratio")}
+            | {name: run.metrics[name] for name in figures}
+            for run in finished
+        ]
+    )
 
 
 @_exact
@@ -264,72 +358,57 @@ def _training_masks(config: RunConfig, images: int, height: int, width: int) -> 
 def adjustments(
     profile: str, seeds: Sequence[int], load: Callable[[RunConfig], runs.Run] = runs.load
 ) -> pd.DataFrame:
-    """Compare each adjustment with its base, seed by seed, in ensemble accuracy and in NLL.
+    """Compare each adjustment with its base, on the same seeds and test images.
 
     Args:
         profile, seeds: Of all runs.
         load: How a run is had; `mixshare.train` trains those that are missing.
 
     Returns:
-        A row an adjustment; after them, with two seeds or more, the deep ensemble of two small
-        single networks that cost what MixShare costs.
+        A row an adjustment, and one for the deep ensemble of two small single networks that cost
+        what MixShare costs, for ensemble accuracy and then for NLL: `statistics.difference` and
+        `statistics.family`, a family being the rows of one base and figure with a statement.
     """
-
-    def metrics_of(configs: Iterable[RunConfig]) -> list[dict[str, Any]]:
-        """Return the metrics of each run."""
-        return [load(config).metrics for config in configs]
-
     bases = {
-        name: metrics_of(RunConfig.preset(profile, name, seed) for seed in seeds)
+        name: [load(RunConfig.preset(profile, name, seed)) for seed in seeds]
         for name in _ADJUSTMENTS
     }
-    rows = []
-    for adjustment in ADJUSTMENTS:
-        changed = metrics_of(adjustment.config(profile, seed) for seed in seeds)
-        rows.append(_compare(adjustment, changed, bases[adjustment.base]))
-    small = [load(half_cost_single(profile, seed)) for seed in seeds]
-    if len(small) > 1 and all(run.has_logits for run in small):
-        # Each seed's network with the next seed's.
-        pairs = zip(small, [*small[1:], small[0]], strict=True)
-        control = Adjustment("mixshare", TWO_SINGLE, {}, "", 0)
-        rows.append(_compare(control, map(results.ensembled, pairs), bases["mixshare"]))
-    return pd.DataFrame(rows)
+    changed = [(row, [load(row.config(profile, seed)) for seed in seeds]) for row in ADJUSTMENTS]
+    small = [[load(config) for config in half_cost_pair(profile, seed)] for seed in seeds]
+    tables = []
+    for figure in results.IMAGE_SCORES:
+        base_scores = {name: results.image_scores(each, figure) for name, each in bases.items()}
+        scores = [(row, results.image_scores(each, figure)) for row, each in changed]
+        if all(run.has_logits for pair in small for run in pair):
+            scores.append((TWO_SINGLE, _pair_scores(small, figure)))
+        tables += _families(scores, base_scores, figure)
+    return pd.concat(tables, ignore_index=True)
 
 
-def _compare(
-    adjustment: Adjustment, changed: Iterable[dict[str, Any]], base: Iterable[dict[str, Any]]
-) -> dict[str, Any]:
-    pairs = list(zip(changed, base, strict=True))
-    accuracy, nll = (
-        results.interval(pd.Series([a[name] - b[name] for a, b in pairs]))
-        for name in ("accuracy_ensemble", "nll")
-    )
-    names = ("difference", "low", "high")
-    return {
-        "base": adjustment.base,
-        "change": adjustment.change,
-        **dict(zip(names, accuracy, strict=True)),
-        **{f"nll_{name}": value for name, value in zip(names, nll, strict=True)},
-        "appendix": adjustment.statement,
-        "verdict": judge(*accuracy[1:], adjustment.expected),
-        "verdict_nll": judge(*nll[1:], -adjustment.expected),
-    }
+def _pair_scores(pairs: Sequence[Sequence[runs.Run]], figure: str) -> np.ndarray:
+    """Return the scores of each pair's deep ensemble: (S, N)."""
+    scores = []
+    for pair in pairs:
+        logits = torch.cat([run.logits for run in pair])
+        each = metrics.image_scores(logits, pair[0].labels)
+        scores.append(each[results.IMAGE_SCORES[figure]][0].double().numpy())
+    return np.stack(scores)
 
 
-def judge(low: float, high: float, expected: int) -> str:
-    """Judge an expected sign by an interval of differences.
-
-    Returns:
-        "supports", "contradicts", "can't tell" (the interval has zero in it, or is not known), or
-        "no statement" where nothing is expected.
-    """
-    if not expected:
-        return "no statement"
-    if not (low > 0 or high < 0):
-        return "can't tell"
-    return "supports" if (low > 0) == (expected > 0) else "contradicts"
-
-
-# The old names, which published chapters call; they go when those are made anew.
-aligned, halved = with_encoder_init, half_cost_single
-held, inputs = block_importances, test_inputs
+def _families(
+    scores: Sequence[tuple[Adjustment, np.ndarray]], bases: dict[str, np.ndarray], figure: str
+) -> Iterator[pd.DataFrame]:
+    """Yield a table for each base: the rows that the appendix speaks of are judged together."""
+    better = 1 if figure == "accuracy_ensemble" else -1
+    for base, base_scores in bases.items():
+        for stated in (True, False):
+            family = [
+                {
+                    **{"base": base, "change": row.change, "figure": figure},
+                    **statistics.difference(each, base_scores),
+                    **{"appendix": row.statement, "expected": better * row.expected},
+                }
+                for row, each in scores
+                if row.base == base and bool(row.expected) == stated
+            ]
+            yield statistics.family(family, [row["expected"] for row in family])

@@ -2,7 +2,15 @@
 
 from mixshare.figures.of_results import along, results
 from mixshare.figures.of_speed import growths, time_spent
-from mixshare.figures.of_studies import adjustments, alignment, kernels, overlaid, overlaps, short
+from mixshare.figures.of_studies import (
+    adjustments,
+    alignment,
+    drift,
+    kernels,
+    overlaid,
+    overlaps,
+    short,
+)
 from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
 
@@ -17,6 +25,7 @@ __all__ = [
     "overlaid",
     "overlaps",
     "alignment",
+    "drift",
     "kernels",
     "adjustments",
     "short",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mixshare.config import title
-from mixshare.figures.style import draw_interval, legend_above, new_figure, style_of
+from mixshare.figures.style import BESIDE, draw_comparison, legend_above, new_figure, style_of
 
 MOST_METHODS = 40  # of `results`, which has a row for each
 # Of `along`: a figure, its scale, its label and the label of its differences.
@@ -31,6 +31,7 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
     """
     methods = list(rows["method"].unique())[:MOST_METHODS]
     pairs = differences[differences["other"].isin(methods)]
+    pairs = pairs[pairs["figure"] == "accuracy_ensemble"]
     columns, names = 1 + bool(len(pairs)), [title(name) for name in methods]
     width = "column" if columns == 1 and max(map(len, names)) < 24 else "full"
     with new_figure(1, columns, width, 0.2 * len(methods) + 0.7, sharey=True) as (figure, axes):
@@ -41,8 +42,8 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         for right in axes[0, 1:]:
             _draw_differences(right, pairs, methods)
             right.set_xlabel(
-                f"{title(method)} minus this one, same seed,\n"
-                "percentage points (mean, 95 % t interval)"
+                f"{title(method)} minus this one, percentage points\n"
+                "(95 % intervals: marker, over seeds; thin, over images)"
             )
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
@@ -59,8 +60,8 @@ def _draw_accuracies(panel: Axes, rows: pd.DataFrame, methods: Sequence[str]) ->
 
 def _draw_differences(panel: Axes, pairs: pd.DataFrame, methods: Sequence[str]) -> None:
     for pair in pairs.itertuples():
-        percent = 100 * pair.low, 100 * pair.difference, 100 * pair.high
-        draw_interval(panel, methods.index(pair.other), percent, **style_of(pair.other))
+        y = methods.index(pair.other)
+        draw_comparison(panel, (y, y + BESIDE), pair, 100, **style_of(pair.other))
     panel.axvline(0, color="black", linewidth=0.6)
 
 
@@ -71,7 +72,7 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
 
     Args:
         rows: Runs, as `chapters.results.along` gives them.
-        differences: Of both figures, with 95 % t intervals, from the same function.
+        differences: From the same function.
         field: Of RunConfig.
     """
     lines = list(rows["line"].unique())
@@ -112,8 +113,7 @@ def _draw_intervals(
         pairs, style = differences[differences["line"] == line].sort_values(field), style_of(line)
         positions = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of a value side by side
         for x, pair in zip(positions, pairs.itertuples(), strict=True):
-            interval = scale * pair.low, scale * pair.difference, scale * pair.high
-            draw_interval(panel, x, interval, vertical=True, **style)
+            draw_comparison(panel, (x, 1.02 * x), pair, scale, vertical=True, **style)
         panel.plot(positions, scale * pairs["difference"], **style | {"marker": "none"})
     panel.axhline(0, color="black", linewidth=0.6)
 

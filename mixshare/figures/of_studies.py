@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mixshare.config import title
 from mixshare.figures.style import (
+    BESIDE,
     ENCODER_STYLES,
     FAINT,
     MEMBER_COLORS,
     SHARED_COLOR,
     color_bar,
+    draw_comparison,
     draw_interval,
     legend_above,
     new_figure,
@@ -123,6 +125,23 @@ def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
     return figure
 
 
+def drift(table: pd.DataFrame) -> Figure:
+    """Draw accuracy and agreement by how alike the encoders' kernels are after training.
+
+    Args:
+        table: As `chapters.studies.drift` gives it, with a column `start`, the encoder_init.
+    """
+    panels = {"accuracy_ensemble": "ensemble accuracy, %", "agreement": "agreement, %"}
+    with new_figure(1, 2, "full", 2.2) as (figure, axes):
+        for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
+            for encoder_init, rows in table.groupby("start", sort=False):
+                style = ENCODER_STYLES[encoder_init] | {"linestyle": "none"}
+                panel.plot(rows["kernel_cosine"], 100 * rows[column], **style, label=encoder_init)
+            panel.set(xlabel="mean cosine of kernels after training", ylabel=label)
+        legend_above(figure, axes[0, 0], table["start"].nunique())
+    return figure
+
+
 def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
     """Draw the encoders' kernels, averaged over the colours: a column a channel, a row an encoder.
 
@@ -165,7 +184,7 @@ def _draw_kernels(panel: Axes, picture: np.ndarray) -> None:
 
 
 def adjustments(table: pd.DataFrame) -> Figure:
-    """Draw what each adjustment changes, in accuracy and in NLL, with 95 % t intervals.
+    """Draw what each adjustment changes, in accuracy and in NLL, with both 95 % intervals.
 
     The axes are linear around zero and logarithmic beyond, since one row can be a hundred times
     another.
@@ -176,28 +195,27 @@ def adjustments(table: pd.DataFrame) -> Figure:
     bases = list(table["base"].unique())
     groups = [rows for _, rows in table.groupby("base", sort=False)]
     table = pd.concat(groups, ignore_index=True)
-    count = len(table)
+    changes = table.drop_duplicates(["base", "change"])["change"]
+    count = len(changes)
     with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
         left, right = axes[0]
-        _draw_changes(left, table, "", 100, (1, 10, 100))
+        _draw_changes(left, table[table["figure"] == "accuracy_ensemble"], 100, (1, 10, 100))
         left.set_xlabel("change of ensemble accuracy,\npercentage points")
-        _draw_changes(right, table, "nll_", 1, (0.05, 1))
+        _draw_changes(right, table[table["figure"] == "nll"], 1, (0.05, 1))
         right.set_xlabel("change of NLL, nats\n(less is better)")
-        labels = [textwrap.fill(change, LINE_LENGTH) for change in table["change"]]
+        labels = [textwrap.fill(change, LINE_LENGTH) for change in changes]
         left.set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
         legend_above(figure, left, len(bases))
     return figure
 
 
-def _draw_changes(
-    panel: Axes, table: pd.DataFrame, prefix: str, scale: float, ticks: Sequence[float]
-) -> None:
-    first = ~table["base"].duplicated()
-    for y, row in table.iterrows():
-        names = (f"{prefix}{name}" for name in ("low", "difference", "high"))
-        interval = tuple(scale * row[name] for name in names)
-        label = title(row["base"]) if first[y] else None
-        draw_interval(panel, y, interval, **style_of(row["base"]), label=label)
+def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float, ticks: Sequence[float]) -> None:
+    labelled = set()
+    for y, row in enumerate(table.itertuples()):
+        label = None if row.base in labelled else title(row.base)
+        labelled.add(row.base)
+        style = style_of(row.base) | {"label": label}
+        draw_comparison(panel, (y, y + BESIDE), row, scale, **style)
     panel.axvline(0, color="black", linewidth=0.6)
     panel.axvspan(-ticks[0], ticks[0], color=FAINT, alpha=0.25, linewidth=0)
     panel.set_xscale("symlog", linthresh=ticks[0], linscale=1.5)

@@ -75,6 +75,7 @@ def schedule(rates: Sequence[float], steps: int) -> Figure:
 def curves(history: pd.DataFrame, method: str) -> Figure:
     """Draw training loss and test accuracy, of the ensemble and of its members, over the epochs."""
     epochs, color = history["epoch"] + 1, style_of(method)["color"]
+    evaluated = history["test_accuracy_ensemble"].notna()  # not after every epoch of a long run
     accuracies = (("ensemble", "ensemble", "-"), ("individual", "individual, mean", ":"))
     with new_figure(1, 2, "full", 2.0) as (figure, axes):
         left, right = axes[0]
@@ -82,7 +83,9 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
         for name, label, dashes in accuracies:
             percent = 100 * history[f"test_accuracy_{name}"]
-            right.plot(epochs, percent, color=color, linestyle=dashes, label=label)
+            right.plot(
+                epochs[evaluated], percent[evaluated], color=color, linestyle=dashes, label=label
+            )
         right.set(xlabel="epochs trained", ylabel="test accuracy, %")
         right.set_ylim(top=min(100.5, right.get_ylim()[1]))
         for panel in (left, right):

@@ -40,6 +40,7 @@ ENCODER_STYLES = {
 # print dark, light and between.
 MEMBER_COLORS = ("#004488", "#DDAA33")
 SHARED_COLOR = "#6F775E"
+BESIDE = 0.25  # of a row: between the two intervals of a comparison
 FAINT = "#BBBBBB"  # frames, and the range of chance
 
 # By file ending: no time and no version, so that equal figures are equal files.
@@ -110,7 +111,7 @@ def color_bar(image: AxesImage, label: str, ticks: Sequence[float] | None = None
 def draw_interval(
     panel: Axes,
     position: float,
-    interval: tuple[float, float, float],
+    interval: Sequence[float],
     vertical: bool = False,
     **style: Any,
 ) -> None:
@@ -126,6 +127,30 @@ def draw_interval(
     positions = [position] * 3
     x, y = (positions, interval) if vertical else (interval, positions)
     panel.plot(x, y, **style | {"linestyle": "-"}, markevery=[1])
+
+
+def draw_comparison(
+    panel: Axes,
+    positions: tuple[float, float],
+    row: Any,
+    scale: float = 1,
+    vertical: bool = False,
+    **style: Any,
+) -> None:
+    """Draw a difference with its intervals over seeds, with the marker, and over test images, thin.
+
+    Args:
+        panel: Where it is drawn.
+        positions: Of the two, on the other axis.
+        row: Of a table of `chapters.statistics`, as a named tuple.
+        scale: What the numbers are multiplied by.
+        vertical, style: As in `draw_interval`.
+    """
+    seeds = (row.seeds_low, row.difference, row.seeds_high)
+    images = (row.images_low, row.difference, row.images_high)
+    plain = style | {"marker": "none", "linewidth": 0.6, "label": None}
+    for position, ends, look in zip(positions, (seeds, images), (style, plain), strict=True):
+        draw_interval(panel, position, [scale * end for end in ends], vertical, **look)
 
 
 def save(figure: Figure, path: Path | str) -> None:

@@ -235,14 +235,29 @@ class TestTheBook:
         for sentence in (
             "MIMO : separated in 9 of 9",
             "MixShare : shared in 9 of 9",
-            "MixShare 1, 2, 3.",
+            "MixShare 1, 2, 3",
             "threads: 1",
             "1,297 training images of digits , WRN-10-1, 40 epochs.",
-            "MixShare minus MIMO, ensemble accuracy: +0.27 percentage points, not significant "
-            "(95 % t interval over 3 seeds: -0.49 to +1.03).",
         ):
             assert sentence in text
-        assert text.count("not significant") == 3
+        paired = pd.read_csv(DIGITS / "studies" / "paired.csv")
+        assert text.count(" percentage points (95 % intervals: seeds ") == len(paired) / 2 >= 3
+        for pair in paired.itertuples():
+            label = {"accuracy_ensemble": "ensemble accuracy", "nll": "NLL"}[pair.figure]
+            start = f"{title(pair.method)} minus {title(pair.other)}, {label}: "
+            end = f" in {pair.seeds} seeds): {pair.verdict}."
+            assert re.search(f"{re.escape(start)}[^:]*: [^:]*{re.escape(end)}", text), start
+
+    def test_says_on_its_first_page_what_is_no_evidence_and_what_the_networks_are_at_test_time(
+        self, book
+    ):
+        text = book.article("index.html")
+        for sentence in (
+            "so its overlap is 1 before any training, by construction",
+            "is one plain network",
+            "of 500 test images, one is 0.2 percentage points",
+        ):
+            assert sentence in text
 
     def test_has_the_decisions_of_the_readme(self, book):
         readme = (ROOT / "README.md").read_text()

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import book
+import pandas as pd
 import pytest
 import states
 
@@ -69,10 +70,8 @@ class TestWhichChapters:
         text = (tmp_path / "index.md").read_text()
         assert "step by step: cifar100-lite" in text
         assert "50,000 training images of `cifar100`, WRN-16-1, 5 epochs" in text
-        assert (
-            "MixShare minus Cut-MixMo, ensemble accuracy: +14.76 percentage points, significant "
-            "(95 % t interval over 3 seeds: +10.44 to +19.08)"
-        ) in text
+        assert "so nothing is compared yet" in text  # the scores of its test images are not there
+        assert " minus " not in text
         assert "chapters/02" not in text
         grid = (tmp_path / "chapters" / "05_results-photographs-width.ipynb").read_text()
         assert "(grid photographs-width)" in grid
@@ -94,6 +93,59 @@ class TestWhichChapters:
         text = book.first_page("digits", outputs / "digits", [])
         assert "Results: your own." in text
         assert ", Linux, " in text and "Another system" in text
+
+
+PAIR = {
+    **{"method": "mixshare", "other": "mimo", "figure": "accuracy_ensemble"},
+    **{"difference": 0.002667, "seeds_low": -0.00492, "seeds_high": 0.01026},
+    **{"images_low": -0.002, "images_high": 0.008, "p": 0.3, "seeds": "2 of 3"},
+    **{"differing": 12, "holm": 0.6, "raw": "can't tell", "verdict": "can't tell"},
+}
+OF_NLL = {
+    **{"figure": "nll", "difference": -0.0121, "seeds_low": -0.0202, "seeds_high": -0.004},
+    **{"images_low": -0.03, "images_high": 0.001, "seeds": "3 of 3"},
+}
+
+
+class TestHowSureWeAre:
+    @pytest.fixture
+    def sentences(self, outputs):
+        """Return `sentences(*pairs)`: the lines about a reader's own table of these pairs."""
+        studies = outputs / "digits" / "studies"
+        shutil.copytree(DIGITS / "studies", studies)
+
+        def get(*pairs: dict) -> list[str]:
+            table = pd.DataFrame(pairs, columns=list(PAIR))
+            table.to_csv(studies / "paired.csv", index=False)
+            text = book.first_page("digits", studies.parent, [])
+            return [line for line in text.splitlines() if " minus " in line or "compared" in line]
+
+        return get
+
+    def test_both_intervals_the_seeds_and_the_verdict_of_every_pair_and_figure_are_given(
+        self, sentences
+    ):
+        assert sentences(PAIR, PAIR | OF_NLL) == [
+            "- MixShare minus MIMO, ensemble accuracy: +0.27 percentage points (95 % intervals: "
+            "seeds -0.49 to +1.03, test images -0.20 to +0.80; higher in 2 of 3 seeds): "
+            "can't tell.",
+            "- MixShare minus MIMO, NLL: -0.012 nats (95 % intervals: seeds -0.020 to -0.004, "
+            "test images -0.030 to +0.001; lower in 3 of 3 seeds): can't tell.",
+        ]
+
+    def test_a_difference_of_exactly_zero_is_equal_and_a_verdict_is_holms(self, sentences):
+        equal = {"difference": 0.0, "seeds": "1 of 3", "verdict": "too few images differ"}
+        decided = {"raw": "higher", "verdict": "higher", "difference": 0.05}
+        adjusted = {"raw": "lower", "verdict": "can't tell", "difference": -0.05}
+        first, second, third = sentences(PAIR | equal, PAIR | decided, PAIR | adjusted)
+        assert first.endswith("; equal in 1 of 3 seeds): too few images differ.")
+        assert "accuracy: +0.00 percentage points" in first
+        assert second.endswith("; higher in 2 of 3 seeds): higher.")
+        assert third.endswith("; lower in 2 of 3 seeds): can't tell.")
+
+    def test_without_a_pair_it_says_so(self, sentences):
+        (line,) = sentences()
+        assert line.startswith("- No two methods share a seed")
 
 
 class TestAChapter:

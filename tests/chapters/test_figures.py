@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from mixshare import figures
 from mixshare.chapters.speed import GROWTH, KINDS, REST
-from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS
+from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
 from mixshare.config import METHODS, title
 from mixshare.figures import style
 from mixshare.files import project_root
@@ -54,14 +54,20 @@ def runs_of(names):
     return pd.DataFrame(rows).assign(accuracy_ensemble=accuracies, nll=nlls)
 
 
+INTERVALS = {
+    "difference": 0.001,
+    **{"seeds_low": -0.02, "seeds_high": 0.015},
+    **{"images_low": -0.005, "images_high": 0.008},
+}
+
+
 def pairs_of(names, figure="accuracy_ensemble"):
-    interval = {"low": -0.02, "difference": 0.001, "high": 0.015}
     pairs = [
-        {"method": "mixshare", "other": name, "figure": figure, **interval}
+        {"method": "mixshare", "other": name, "figure": figure, **INTERVALS}
         for name in names
         if name != "mixshare"
     ]
-    return pd.DataFrame(pairs, columns=["method", "other", "figure", *interval])
+    return pd.DataFrame(pairs, columns=["method", "other", "figure", *INTERVALS])
 
 
 def mixing(members, rows=4):
@@ -71,10 +77,12 @@ def mixing(members, rows=4):
     return inputs, masks / masks.sum(dim=0), encoding, features, kept
 
 
-def history(epochs):
-    accuracies = ("test_accuracy_ensemble", "test_accuracy_individual")
+def history(epochs, evaluate_every=1):
+    accuracies = ["test_accuracy_ensemble", "test_accuracy_individual"]
     names = ("loss", *accuracies, "kernel_cosine", "kernel_norm_ratio")
-    return pd.DataFrame({"epoch": range(epochs), **{name: RANDOM.random(epochs) for name in names}})
+    table = pd.DataFrame({"epoch": range(epochs), **{n: RANDOM.random(epochs) for n in names}})
+    table.loc[(table["epoch"] + 1) % evaluate_every > 0, accuracies] = np.nan
+    return table
 
 
 def answers(members, names, rows=8):
@@ -104,10 +112,23 @@ def sharing(names):
     return pd.DataFrame(rows)
 
 
-def adjusted():
-    interval = {"difference": -0.3, "low": -0.9, "high": 0.5}
-    numbers = interval | {f"nll_{name}": value for name, value in interval.items()}
-    rows = [{"base": row.base, "change": row.change, **numbers} for row in ADJUSTMENTS]
+def adjusted(changes=(*ADJUSTMENTS, TWO_SINGLE)):
+    interval = {"difference": -0.3, "seeds_low": -0.9, "seeds_high": 0.5}
+    numbers = interval | {"images_low": -0.5, "images_high": -0.1}
+    rows = [
+        {"base": row.base, "change": row.change, "figure": figure, **numbers}
+        for figure in ("accuracy_ensemble", "nll")
+        for row in changes
+    ]
+    return pd.DataFrame(rows)
+
+
+def drift(starts, seeds=3):
+    names = ("kernel_cosine", "accuracy_ensemble", "agreement")
+    rows = [
+        {"start": start, **dict(zip(names, RANDOM.random(3), strict=True))}
+        for start in starts * seeds
+    ]
     return pd.DataFrame(rows)
 
 
@@ -144,7 +165,11 @@ POWERS = {"width": 1.5, "members": 0.13, "batch_size": 0.82, "side": 1.98}
 EXAMPLES = {
     "mixing": [mixing(1), mixing(2), mixing(3, rows=1)],
     "schedule": [(RATES, 10), ([0.1, 0.1, 0.01, 0.01], 2)],
-    "curves": [(history(2), "mimo"), (history(300), "mixshare+width=2")],
+    "curves": [
+        (history(2), "mimo"),
+        (history(300), "mixshare+width=2"),
+        (history(300, evaluate_every=10), "mixshare"),
+    ],
     "answers": [answers(2, CIFAR), answers(1, DIGITS), answers(3, CIFAR)],
     "results": [
         (runs_of([*ALL, ENSEMBLE]), pairs_of(ALL), "mixshare"),
@@ -167,7 +192,8 @@ EXAMPLES = {
         ({"identical": [history(2)]},),
     ],
     "kernels": [({start: kernels(2, 3) for start in ALIGNMENTS},), ({"half": kernels(4, 1)},)],
-    "adjustments": [(adjusted(),), (adjusted().iloc[:1],)],
+    "drift": [(drift(list(ALIGNMENTS)),), (drift(["identical"], seeds=1),)],
+    "adjustments": [(adjusted(),), (adjusted(ADJUSTMENTS[:1]),)],
     "time_spent": [(SHARES,), (SHARES.iloc[:1, :3],)],
     "growths": [(GROWN, POWERS)],
 }
@@ -259,7 +285,7 @@ def marked_lines(axes):
 
 class TestEveryFigure:
     def test_has_an_example_here(self):
-        assert len(DRAWING) >= 13 and set(EXAMPLES) == set(DRAWING)
+        assert len(DRAWING) >= 14 and set(EXAMPLES) == set(DRAWING)
 
     def test_is_as_wide_as_a_column_or_a_page(self):
         for case, figure in every_figure().items():
@@ -414,9 +440,77 @@ def test_adjustments_of_one_base_are_drawn_together():
     (left, right) = figures.adjustments(mixed).axes
     colours = [line.get_color() for line in marked_lines(left)]
     changes = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
-    assert sorted(changes) == sorted(mixed["change"]) and len(colours) == len(mixed)
+    assert sorted(changes) == sorted(mixed["change"].unique()) and len(colours) == len(changes)
     assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) == 1
-    assert len(marked_lines(right)) == len(mixed)
+    assert len(marked_lines(right)) == len(changes) == len(mixed) / 2
+
+
+def test_a_row_of_the_adjustments_has_one_place_in_both_panels():
+    mixed = adjusted().sample(frac=1, random_state=0)
+    numbers = {change: number for number, change in enumerate(mixed["change"].unique())}
+    mixed["difference"] = mixed["change"].map(numbers)
+    (left, right) = figures.adjustments(mixed).axes
+    labels = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    for panel, scale in ((left, 100), (right, 1)):
+        for line in marked_lines(panel):
+            y, middle = line.get_ydata()[1], line.get_xdata()[1]
+            assert numbers[labels[int(y)]] == pytest.approx(middle / scale)
+
+
+def drawn_intervals(panel, vertical=False):
+    """Return the ends of each line of three points: low, middle, high, by what its marker is."""
+    data = [line.get_ydata() if vertical else line.get_xdata() for line in panel.lines]
+    kinds = ["thin" if line.get_marker() == "none" else "marked" for line in panel.lines]
+    return {(kind, *each) for kind, each in zip(kinds, data, strict=True) if len(each) == 3}
+
+
+@pytest.mark.parametrize("name", ["results", "along", "adjustments"])
+def test_a_difference_is_drawn_with_its_interval_over_seeds_and_over_images_beside(name):
+    numbers = INTERVALS.values()
+    middle, seeds_low, seeds_high, images_low, images_high = (round(100 * n, 9) for n in numbers)
+    if name == "results":
+        panel = figures.results(runs_of(["mimo", "mixshare"]), pairs_of(["mimo"]), "mixshare").axes[
+            1
+        ]
+    elif name == "along":
+        panel = figures.along(*along(["mimo", "mixshare"], (1.0, 2.0))).axes[1]
+    else:
+        panel = figures.adjustments(adjusted(ADJUSTMENTS[:1]).assign(**INTERVALS)).axes[0]
+    ends = drawn_intervals(panel, vertical=name == "along")
+    assert {(kind, *np.round(each, 9)) for kind, *each in ends} == {
+        ("marked", seeds_low, middle, seeds_high),
+        ("thin", images_low, middle, images_high),
+    }
+
+
+def test_a_comparisons_two_intervals_do_not_cover_each_other():
+    panel = figures.results(runs_of(ALL), pairs_of(ALL), "mixshare").axes[1]
+    heights = [line.get_ydata()[0] for line in panel.lines if len(line.get_ydata()) == 3]
+    assert len(heights) == len(set(heights)) == 2 * (len(ALL) - 1)
+
+
+def test_the_drift_has_a_marker_a_run_with_percent_over_the_cosine():
+    table = drift(list(ALIGNMENTS))
+    for panel, name in zip(
+        figures.drift(table).axes, ("accuracy_ensemble", "agreement"), strict=True
+    ):
+        points = {
+            (line.get_color(), x, y)
+            for line in panel.lines
+            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        }
+        assert points == {
+            (style.ENCODER_STYLES[row["start"]]["color"], row["kernel_cosine"], 100 * row[name])
+            for row in table.to_dict("records")
+        }
+
+
+def test_an_accuracy_that_is_not_evaluated_in_every_epoch_is_a_line_without_gaps():
+    losses, accuracies = figures.curves(history(300, evaluate_every=10), "mixshare").axes
+    assert len(losses.lines[0].get_xdata()) == 300
+    for line in accuracies.lines:
+        assert list(line.get_xdata()) == list(range(10, 301, 10))
+        assert np.isfinite(line.get_ydata()).all()
 
 
 class TestSaving:

@@ -1,14 +1,17 @@
 """Tables over runs: mean ± deviation, the deep ensemble, paired differences, costs."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from references import is_holm, scored
 
 import mixshare
 from mixshare import metrics
-from mixshare.chapters import results
+from mixshare.chapters import grids, results
 from mixshare.files import outputs_folder
 
 
@@ -73,22 +76,103 @@ def test_without_single_networks_there_is_no_deep_ensemble(smoke_runs):
     assert results.deep_ensembles([run for run in smoke_runs if run.config.method == "mimo"]).empty
 
 
-def test_paired_differences_have_the_interval_that_scipy_gives():
-    single, mimo = {1: 0.50, 2: 0.55, 3: 0.52}, {1: 0.58, 2: 0.57, 3: 0.61}
-    (row,) = results.paired(table_of(single=single, mimo=mimo), "mimo").itertuples()
-    test = scipy.stats.ttest_rel(list(mimo.values()), list(single.values()))
-    interval = test.confidence_interval(0.95)
-    assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
-    assert (row.method, row.other, row.n) == ("mimo", "single", 3)
-    assert row.difference == pytest.approx(0.19 / 3)
+def random_runs(methods=("single", "mimo", "mixshare"), seeds=(1, 2, 3), images=300):
+    """Return runs of some scores; MixShare is right more often."""
+    random, made = np.random.default_rng(0), []
+    for method in methods:
+        for seed in seeds:
+            right = random.random(images) < (0.9 if method == "mixshare" else 0.6)
+            made.append(scored(method, seed, right, random.exponential(1, images)))
+    return made
 
 
-def test_only_common_seeds_are_paired_and_one_pair_gives_no_interval():
-    assert results.paired(table_of(single={1: 0.5, 2: 0.6}, mimo={2: 0.7, 3: 0.9}), "mimo").empty
+class TestPairedDifferences:
+    def test_have_a_row_a_comparison_and_figure_with_scipys_interval_over_seeds(self):
+        runs = random_runs()
+        table = results.paired(runs, "mixshare")
+        pairs = [(row.method, row.other, row.figure) for row in table.itertuples()]
+        assert pairs == [
+            ("mixshare", other, figure)
+            for figure in ("accuracy_ensemble", "nll")
+            for other in ("single", "mimo")
+        ]
+        for row in table.itertuples():
+            name = {"accuracy_ensemble": "right", "nll": "nll"}[row.figure]
+            a, b = (
+                [run.scores[name][0].mean(dtype=float) for run in runs if run.config.name == each]
+                for each in ("mixshare", row.other)
+            )
+            ends = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+            assert (row.seeds_low, row.seeds_high) == pytest.approx(tuple(ends))
+            assert row.difference == pytest.approx(np.mean(a) - np.mean(b))
+            assert row.images_low < row.difference < row.images_high
+        assert set(table.loc[table["figure"] == "accuracy_ensemble", "verdict"]) == {"higher"}
 
+    def test_of_finished_runs_are_those_of_their_metrics(self, smoke_runs):
+        for row in results.paired(smoke_runs, "mimo").itertuples():
+            values = {
+                method: [run.metrics[row.figure] for run in smoke_runs if run.config.name == method]
+                for method in ("mimo", "single")
+            }
+            wanted = np.mean(values["mimo"]) - np.mean(values["single"])
+            assert row.difference == pytest.approx(wanted, abs=1e-3)  # NLL is kept in float16
 
-def test_a_method_that_is_not_in_the_table_has_no_differences():
-    assert results.paired(table_of(mimo={1: 0.5, 2: 0.6}), "mixshare").empty
+    def test_are_adjusted_by_holm_over_the_comparisons_of_a_figure(self):
+        runs = random_runs(("single", "mimo", "linear_mixmo", "cut_mixmo", "mixshare"))
+        table = results.paired(runs, "mixshare")
+        for _, rows in table.groupby("figure"):
+            assert len(rows) == 4 and is_holm(rows["holm"], rows["p"])
+        assert not is_holm(table["holm"], table["p"])
+
+    def test_are_of_common_seeds_and_one_gives_no_verdict(self):
+        runs = random_runs(("single",), (1, 2)) + random_runs(("mixshare",), (2, 3))
+        for row in results.paired(runs, "mixshare").itertuples():
+            assert row.seeds == "1 of 1" and row.verdict == "can't tell"
+            assert (
+                math.isnan(row.seeds_low) and math.isnan(row.p) and row.images_low < row.images_high
+            )
+
+    def test_of_none_is_a_table_with_the_same_columns(self):
+        apart = random_runs(("single",), (1, 2)) + random_runs(("mixshare",), (3, 4))
+        columns = list(results.paired(random_runs(), "mixshare").columns)
+        assert columns[:4] == ["method", "other", "figure", "difference"]
+        for runs in (apart, random_runs(("mixshare",)), random_runs(("mimo", "single")), []):
+            table = results.paired(runs, "mixshare")
+            assert table.empty and list(table.columns) == columns
+
+    def test_leave_out_runs_whose_scores_are_not_published(self, copied):
+        runs = [copied(method, seed) for method in ("single", "mimo") for seed in (1, 2)]
+        (runs[0].folder / "test_scores.npz").unlink()  # the logits are enough
+        assert results.paired(runs, "mimo")["seeds"].str.endswith("of 2").all()
+        (runs[0].folder / "test_logits.npz").unlink()
+        assert results.paired(runs, "mimo")["seeds"].str.endswith("of 1").all()
+
+    def test_are_with_the_method_at_the_same_overrides_where_there_is_one(self):
+        right, nll = [True, False], [0.5, 1.0]
+        names = [("mimo", {}), ("mixshare", {}), ("mimo", {"width": 2.0}), ("mimo", {"width": 4.0})]
+        runs = [scored(method, 1, right, nll, **overrides) for method, overrides in names]
+        runs.append(scored("mixshare", 1, right, nll, width=2.0))
+        table = results.paired(runs, "mixshare").query("figure == 'nll'")
+        assert dict(zip(table["other"], table["method"], strict=True)) == {
+            "mimo": "mixshare",
+            "mimo+width=2": "mixshare+width=2",
+            "mimo+width=4": "mixshare",
+            "mixshare+width=2": "mixshare",
+        }
+
+    def test_that_survive_the_seeds_but_not_the_images_are_not_called_differences(self):
+        """MIMO against MixShare on the digits: of few images that differ, some count for much."""
+        random, runs = np.random.default_rng(0), []
+        hard = np.where(np.arange(500) < 20, random.normal(0.6, 2.0, 500), 0.0)
+        for seed in (1, 2, 3):
+            base = random.uniform(2, 3, 500)
+            runs.append(scored("mixshare", seed, base > 0, base))
+            worse = base + hard + random.normal(0, 0.02, 500)
+            runs.append(scored("mimo", seed, base > 0, worse))
+        (row,) = results.paired(runs, "mimo", ["nll"]).itertuples()
+        assert row.seeds == "3 of 3" and row.seeds_low > 0 and row.differing > 100
+        assert row.images_low < 0 < row.images_high
+        assert row.raw == row.verdict == "can't tell"
 
 
 def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_runs):
@@ -100,6 +184,26 @@ def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_run
     assert table.loc["single", "training_rows"] == 4 * 64 * 2
     for column in ("parameters", "multiply_adds", "training_rows", "latency_ms"):
         assert table.loc["deep ensemble of 2", column] == 2 * table.loc["single", column] > 0
+
+
+def test_folded_a_network_costs_what_a_single_one_does_and_a_deep_ensemble_can_not_be(smoke_runs):
+    table = results.costs(smoke_runs, repeats=1)
+    plain = mixshare.MimoWideResNet(depth=10, width=1, members=1, classes=10, channels=1)
+    for method in ("single", "mimo"):
+        assert table.loc[method, "folded_parameters"] == sum(p.numel() for p in plain.parameters())
+        assert table.loc[method, "folded_multiply_adds"] == slow_multiply_adds(plain, 16)
+        assert table.loc[method, "folded_latency_ms"] > 0
+    ensemble = table.loc["deep ensemble of 2"]
+    assert ensemble.filter(like="folded").isna().all() and ensemble.filter(like="folded").size == 3
+    text = results.formatted(results.summary(results.per_run(smoke_runs)).join(table))
+    assert (
+        text.loc["mimo", "folded: parameters"] == f"{table.loc['mimo', 'folded_parameters']:,.0f}"
+    )
+
+
+def test_every_network_of_a_deep_ensemble_has_the_learning_rate_of_one(smoke_runs):
+    rates = results.costs(smoke_runs, repeats=1)["learning_rate"]
+    assert rates.to_dict() == {"single": 0.1, "mimo": 0.1, "deep ensemble of 2": 0.1}
 
 
 def slow_multiply_adds(model, size: int) -> int:
@@ -115,13 +219,54 @@ def slow_multiply_adds(model, size: int) -> int:
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(count)
-    model.eval()(torch.zeros(2, 1, model.encoders[0].in_channels, size, size))
+    model.eval()(torch.zeros(model.members, 1, model.encoders[0].in_channels, size, size))
     return total
 
 
 def test_the_paper_networks_multiply_adds_are_243_million():
     model = mixshare.MimoWideResNet()
     assert slow_multiply_adds(model, 32) == pytest.approx(243e6, rel=0.005)
+
+
+class TestTheControlOfEqualRows:
+    """Single networks that train on as many rows as the methods of two inputs."""
+
+    def test_is_one_run_a_seed_where_the_profile_has_a_learning_rate_of_its_own(self):
+        for profile in ("smoke", "digits"):
+            controls = grids.equal_rows(profile, [1, 2, 3])
+            named = [(config.name, config.seed, config.learning_rate) for config in controls]
+            assert named == [("single+batch_repetition=2", seed, 0.1) for seed in (1, 2, 3)]
+
+    def test_is_one_more_at_the_unhalved_rate_where_the_rate_is_appendix_as(self):
+        """0.1 / b · batch / 128, of batches of 64."""
+        for profile in ("photographs", "paper"):
+            *repeated, unhalved = grids.equal_rows(profile, [4, 5])
+            assert [(each.seed, each.learning_rate) for each in repeated] == [
+                (4, 0.025),
+                (5, 0.025),
+            ]
+            assert (unhalved.seed, unhalved.learning_rate) == (4, 0.05)
+            assert all(each.batch_repetition == 2 for each in (*repeated, unhalved))
+            assert {each.method for each in (*repeated, unhalved)} == {"single"}
+
+    def test_sees_as_many_rows_as_mimo_of_the_same_profile(self, finished):
+        made = [finished("single", 1, batch_repetition=2), finished("mimo", 1)]
+        rows = results.costs(made, repeats=1)["training_rows"]
+        assert rows["single+batch_repetition=2"] == rows["mimo"] > 0
+
+    def test_joins_the_default_batch_if_there_is_a_single_network(self):
+        def controls(methods):
+            return grids.select("", "photographs", methods, [1, 2], "mixshare").controls
+
+        assert [config.name for config in controls(["single", "mixshare"])] == [
+            "single+batch_repetition=2",
+            "single+batch_repetition=2",
+            "single+batch_repetition=2+learning_rate=0.05",
+        ]
+        assert not controls(["mimo", "mixshare"])
+        study = grids.select("", "digits", ["single", "mixshare"], [1, 2], "mixshare")
+        assert len(study.configs) == 2 * 2 + 2 and study.configs[-1] == study.controls[-1]
+        assert not study.varied
 
 
 def test_runs_that_are_missing_are_named(finished, copied):

@@ -162,6 +162,33 @@ class TestRankCorrelation:
             assert correlations[i, j] == features.rank_correlation(a[i, j], b[i, j])
 
 
+class TestTheClassifiersCosine:
+    def test_is_that_of_the_weights_class_by_class_for_each_pair(self):
+        model = network(3)
+        weights = [each.weight.detach().numpy() for each in model.classifiers]
+        found = features.classifier_cosine(model)
+        assert found.shape == (3, 5)
+        for row, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+            for k in range(5):
+                a, b = weights[i][k], weights[j][k]
+                cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+                assert found[row, k].item() == pytest.approx(cosine, abs=1e-12)
+
+    def test_is_about_zero_at_the_start_and_1_or_minus_1_for_equal_and_opposite_weights(self):
+        model = MimoWideResNet(10, 1, 2, 100, 3)
+        start = features.classifier_cosine(model)
+        assert abs(start.mean()) < 4 * 64**-0.5 / 100**0.5 and start.std() < 2 * 64**-0.5
+        first, second = model.classifiers
+        for sign in (1, -1):
+            second.weight.data = sign * 3 * first.weight.data
+            assert torch.allclose(
+                features.classifier_cosine(model), torch.tensor(float(sign)).double()
+            )
+
+    def test_of_one_member_has_no_pairs(self):
+        assert features.classifier_cosine(network(1)).shape == (0, 5)
+
+
 class TestResamples:
     def test_draw_as_many_as_there_are_and_begin_with_each_once(self):
         for drawn, size in zip(features.resamples(30, 5, 7), (30, 5), strict=True):

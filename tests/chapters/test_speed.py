@@ -14,6 +14,7 @@ import torch
 
 from mixshare import RunConfig, figures
 from mixshare.chapters import speed
+from mixshare.config import PROFILES
 from mixshare.plan import plan_epoch
 from mixshare.step import Step
 from mixshare.training import Training
@@ -85,6 +86,11 @@ def test_a_steps_operations_are_six_for_each_multiply_add_except_for_the_images_
     assert operations == pytest.approx(64 * row, rel=0.01)
 
 
+def test_the_steps_of_every_profile_can_be_timed():
+    assert {profile["dataset"] for profile in PROFILES.values()} <= set(speed.SHAPES)
+    assert speed.noise("cifar100-16px", images=3).train_images.shape == (3, 16, 16, 3)
+
+
 def test_the_ceiling_is_operations_and_bytes_by_the_best_time(monkeypatch):
     times = iter([4.0, 2.0, 3.0, 0.5, 0.25, 1.0])
     monkeypatch.setattr(speed, "_seconds", lambda step, steps: next(times))
@@ -105,7 +111,7 @@ def test_the_shares_of_time_are_of_every_kind_and_sum_to_one():
     not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN"
 )
 @pytest.mark.parametrize("method", ["single", "mixshare"])
-def test_convolutions_take_onednns_fast_path_and_keep_the_format_after_the_first_block(
+def test_convolutions_take_onednns_fast_path_and_keep_the_format_from_the_first_to_the_last(
     method, monkeypatch
 ):
     step = speed.stepper(RunConfig.preset("digits", method), speed.noise("digits"), CPU)
@@ -125,8 +131,7 @@ def test_convolutions_take_onednns_fast_path_and_keep_the_format_after_the_first
     counts = {event.key: event.count for event in profiler.key_averages()}
     assert counts["aten::mkldnn_convolution"] == counts["aten::convolution"] > 0
     assert not [name for name in counts if "slow_conv" in name]
-    # Stacking the encodings costs the format of one small map.
-    assert in_format == [False] + [True] * 7
+    assert in_format == [True] * 8
 
 
 def test_the_exponent_of_a_power_is_fitted_with_its_standard_error():

@@ -1,48 +1,32 @@
 """The tables behind chapters 02 to 04, and what the published ones say."""
 
-import math
+from copy import deepcopy
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from references import is_holm
 from scipy import stats
+from torch.nn.functional import cross_entropy
 
 import mixshare
 from mixshare import data, features, figures, metrics, mixing, runs
-from mixshare.chapters import results, studies
+from mixshare.chapters import similarity, statistics, studies
 from mixshare.files import published_folder
 from mixshare.model import multiply_adds
+from mixshare.training import Training
 
 STUDIES = published_folder() / "digits" / "studies"
-NAN = math.nan
+FIGURES = ("accuracy_ensemble", "nll")
 
 
 @pytest.fixture(scope="module")
 def few():
     return data.load_data("digits-few")
-
-
-def test_an_interval_supports_contradicts_or_can_not_tell():
-    for low, high, expected, verdict in (
-        (0.1, 0.2, 1, "supports"),
-        (-0.2, -0.1, -1, "supports"),
-        (0.1, 0.2, -1, "contradicts"),
-        (-0.2, -0.1, 1, "contradicts"),
-        (-0.1, 0.1, 1, "can't tell"),
-        (0.0, 0.1, 1, "can't tell"),
-        (NAN, NAN, 1, "can't tell"),
-        (0.1, 0.2, 0, "no statement"),
-    ):
-        assert studies.judge(low, high, expected) == verdict, (low, high, expected)
-
-
-def test_the_interval_over_seeds_is_scipys():
-    values = pd.Series([0.1, 0.4, 0.2])
-    scipys = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert results.interval(values) == pytest.approx((values.mean(), scipys.low, scipys.high))
-    assert all(map(math.isnan, results.interval(pd.Series([0.1]))[1:]))
 
 
 def test_adjustments_are_all_different_runs_and_none_is_its_base():
@@ -53,16 +37,30 @@ def test_adjustments_are_all_different_runs_and_none_is_its_base():
 
 
 def test_two_single_networks_of_half_the_cost_cost_what_mixshare_costs_within_5_percent():
-    shapes = {"digits": (16, 1, 10), "cifar100-lite": (32, 3, 100), "paper": (32, 3, 100)}
+    shapes = {"digits": (16, 1, 10), "photographs": (16, 3, 100), "paper": (32, 3, 100)}
     for profile, (size, channels, classes) in shapes.items():
-        half, whole = (
+        configs = [mixshare.RunConfig.preset(profile, "mixshare", 1)]
+        configs += studies.half_cost_pair(profile, 1)
+        whole, *pair = (
             multiply_adds(runs.build_model(config, channels, classes).eval(), size, size)
-            for config in (
-                studies.half_cost_single(profile, 1),
-                mixshare.RunConfig.preset(profile, "mixshare", 1),
-            )
+            for config in configs
         )
-        assert 2 * half / whole == pytest.approx(1, abs=0.05), profile
+        assert sum(pair) / whole == pytest.approx(1, abs=0.05), profile
+
+
+def test_the_half_cost_pairs_of_different_seeds_share_no_network():
+    pairs = [studies.half_cost_pair("digits", seed) for seed in range(1, 8)]
+    assert {config.method for pair in pairs for config in pair} == {"single"}
+    assert all(first.name == second.name for first, second in pairs)
+    assert len({config.seed for pair in pairs for config in pair}) == 2 * len(pairs)
+
+
+def test_the_unmixing_pair_differs_in_unmixing_alone():
+    for seed in (1, 2):
+        with_it, without = (each.to_dict() for each in studies.unmixing_pair("digits", seed))
+        assert {name for name in with_it if with_it[name] != without[name]} == {"unmix"}
+        assert (with_it["unmix"], with_it["encoder_init"]) == (True, "independent")
+        assert with_it["seed"] == seed
 
 
 def test_a_tied_network_is_one_network_whose_members_are_one(finished):
@@ -86,17 +84,75 @@ def test_sharing_has_a_row_a_block_whose_overlap_is_that_of_the_importances(fini
         assert row.verdict == features.verdict(row.overlap, row.null_5, row.null_95)
 
 
+class TestTheUntrainedNetwork:
+    """Sharing is judged by what training did to it: of equal encoders it is 1 before any."""
+
+    def test_is_the_one_that_training_starts_from(self, finished, few):
+        for method in ("mimo", "mixshare"):
+            run = finished(method, 1)
+            start = Training(run.config, few, torch.device("cpu")).model.state_dict()
+            again, trained = studies.untrained(run).state_dict(), run.model.state_dict()
+            assert all(torch.equal(start[name], again[name]) for name in trained)
+            name = "blocks.0.0.conv1.weight"
+            assert not torch.equal(again[name], trained[name])
+
+    def test_of_mixshare_shares_everything_by_construction(self, finished, few):
+        table = studies.sharing(finished("mixshare", 1), studies.test_inputs(few), replicates=5)
+        assert list(table["init_overlap"]) == [1.0, 1.0, 1.0]
+        assert set(table["init_verdict"]) == {"shared"}
+        assert (table["overlap"] < 1).all() and (table["change"] < 0).all()
+
+    def test_has_the_overlap_of_a_network_that_is_built_anew(self, finished, few):
+        run, images = finished("mimo", 2), studies.test_inputs(few)
+        table = studies.sharing(run, images, replicates=20)
+        model = runs.build_model(run.config, 1, 10).eval()
+        sides = [
+            features.block_importance(model, images, images[: studies.FIXED], member)
+            for member in (0, 1)
+        ]
+        for row, a, b in zip(table.itertuples(), *sides, strict=True):
+            a, b = a.mean(dim=0), b.mean(dim=0)
+            overlap = (torch.minimum(a, b).sum() / torch.maximum(a, b).sum()).item()
+            assert row.init_overlap == pytest.approx(overlap, rel=1e-9)
+            assert row.change == pytest.approx(row.overlap - overlap, abs=1e-9)
+            assert row.init_verdict == features.verdict(overlap, *features.chance(a, b))
+            assert row.change_low < row.change < row.change_high
+
+    def test_is_needed_since_a_copied_encoder_alone_makes_a_trained_mimo_share(self, finished, few):
+        """The overlap is then 1 in every block, and says nothing of what was learnt."""
+        run, images = finished("mimo", 1), studies.test_inputs(few)
+        model = deepcopy(run.model)
+        model.encoders[1].load_state_dict(model.encoders[0].state_dict())
+        copy = SimpleNamespace(config=run.config, model=model)
+        trained, copied = (studies.sharing(each, images, replicates=5) for each in (run, copy))
+        assert (trained["overlap"] < 0.95).all()
+        assert list(copied["overlap"]) == [1.0, 1.0, 1.0]
+        assert set(copied["verdict"]) == {"shared"} and set(copied["cka"].round(9)) == {1.0}
+        assert copied["init_overlap"].equals(trained["init_overlap"])
+
+
 def test_every_score_has_an_interval_of_some_width_near_it(finished, few):
-    run, images = finished("mixshare", 1), studies.test_inputs(few)
+    run, images = finished("mimo", 1), studies.test_inputs(few)
     cross_talk = pd.DataFrame([studies.cross_talk(run, images, few.test_labels)])
     sharing = studies.sharing(run, images)
-    for table, names in ((sharing, studies.SCORES[:4]), (cross_talk, studies.SCORES[4:])):
+    for table, names in ((sharing, studies.SCORES[:6]), (cross_talk, studies.SCORES[6:])):
         assert {name for name in table if f"{name}_low" in table} == set(names)
         for name in names:
             value, low, high = (table[column] for column in (name, f"{name}_low", f"{name}_high"))
             half = (high - low) / 2
-            assert (0 < half).all() and (half < 0.25).all()
-            assert value.between(low - half, high + half).all()
+            assert (0 < half).all() and (half < 0.25).all(), name
+            assert value.between(low - half, high + half).all(), name
+
+
+def test_a_classifier_is_set_against_the_other_one_sample_by_sample(finished, few):
+    run, images = finished("mimo", 1), studies.test_inputs(few)
+    row = studies.cross_talk(run, images, few.test_labels, replicates=50)
+    labels, fixed = few.test_labels, images[: studies.FIXED]
+    scores = similarity.cross_talk(run.model, images, labels, fixed, replicates=50)
+    gains = (scores["own"] - scores["swapped"]).mean(dim=1).numpy()
+    assert row["own_minus_swapped"] == pytest.approx(row["own"] - row["swapped"])
+    ends = row["own_minus_swapped_low"], row["own_minus_swapped_high"]
+    assert ends == pytest.approx(tuple(np.percentile(gains[1:], [2.5, 97.5])))
 
 
 def test_over_the_seeds_every_score_has_scipys_t_interval_and_reads_as_one_column():
@@ -112,6 +168,92 @@ def test_over_the_seeds_every_score_has_scipys_t_interval_and_reads_as_one_colum
     assert averaged.iloc[1][["cka_low", "cka_high"]].isna().all()
     text = f"0.63 ({scipys.low:.2f} to {scipys.high:.2f})"
     assert studies.with_intervals(averaged).iloc[0].to_dict() == names | {"cka": text}
+
+
+def test_over_training_a_score_rises_or_falls_where_scipys_interval_of_its_change_leaves_out_zero():
+    changes = {"up": [0.2, 0.3, 0.25], "down": [-0.3, -0.2, -0.2], "open": [-0.1, 0.1, 0.3]}
+    rows = [
+        {"method": name, "seed": seed, "cosine": 0.1 * seed + change, "init_cosine": 0.1 * seed}
+        for name, values in (changes | {"one": [0.4]}).items()
+        for seed, change in enumerate(values, start=1)
+    ]
+    table = studies.over_training(pd.DataFrame(rows), ["method"], ["cosine"]).set_index("method")
+    verdicts = {"up": "rises", "down": "falls", "open": "can't tell", "one": "can't tell"}
+    assert table["verdict"].to_dict() == verdicts and set(table["score"]) == {"cosine"}
+    for name, values in changes.items():
+        row, mean = table.loc[name], np.mean(values)
+        interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        numbers = [row[each] for each in ("start", "end", "change", "low", "high")]
+        assert numbers == pytest.approx([0.2, 0.2 + mean, mean, *interval])
+        assert row["seeds"] == 3
+
+
+def test_over_training_there_is_a_row_a_group_and_score():
+    numbers = {"overlap": 0.5, "init_overlap": 0.4, "cosine": 0.1, "init_cosine": 0.0}
+    rows = [{"method": "mimo", "block": block, **numbers} for block in (1, 1, 2, 2)]
+    table = studies.over_training(pd.DataFrame(rows), ["method", "block"], ["overlap", "cosine"])
+    found = list(zip(table["block"], table["score"], strict=True))
+    assert found == list(product((1, 2), ("overlap", "cosine")))
+
+
+def slow_comparison(first: np.ndarray, second: np.ndarray, pairs) -> dict[str, float]:
+    """Compare two members' weights by hand: norms (C,), and the vectors whose cosines count."""
+    cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]
+    return {
+        "overlap": np.minimum(first, second).sum() / np.maximum(first, second).sum(),
+        "rank_correlation": stats.spearmanr(first, second).statistic,
+        "cosine": np.mean(cosines),
+    }
+
+
+def test_input_and_output_block_are_compared_before_and_after_training(finished):
+    run = finished("mimo", 1)
+    table = studies.norm_overlaps(run).set_index("block")
+    assert list(table.index) == ["input", "output"] and set(table["method"]) == {"mimo"}
+    for prefix, model in (("", run.model), ("init_", runs.build_model(run.config, 1, 10))):
+        kernels = [
+            encoder.weight.detach().double().flatten(1).numpy() for encoder in model.encoders
+        ]
+        weights = [each.weight.detach().double().numpy() for each in model.classifiers]
+        wanted = {
+            "input": slow_comparison(
+                *(np.abs(each).sum(axis=1) for each in kernels), zip(*kernels, strict=True)
+            ),
+            "output": slow_comparison(
+                *(np.abs(each).sum(axis=0) for each in weights), zip(*weights, strict=True)
+            ),
+        }
+        for block, numbers in wanted.items():
+            found = {name: table.loc[block, f"{prefix}{name}"] for name in numbers}
+            assert found == pytest.approx(numbers, rel=1e-5), (prefix, block)
+
+
+def test_norms_that_hardly_differ_overlap_by_chance(finished):
+    """So their overlap stands beside its own null, that of permuted features."""
+    row = studies.norm_overlaps(finished("mimo", 1)).iloc[1]
+    model = runs.build_model(finished("mimo", 1).config, 1, 10)
+    a, b = (each.weight.detach().abs().sum(dim=0).numpy() for each in model.classifiers)
+    random = np.random.default_rng(1)
+    orders = [random.permutation(b) for _ in range(4000)]
+    null = [np.minimum(a, other).sum() / np.maximum(a, other).sum() for other in orders]
+    wanted = np.percentile(null, [5, 95])
+    assert (row["init_null_5"], row["init_null_95"]) == pytest.approx(tuple(wanted), abs=0.01)
+    assert row["init_overlap"] > 0.6 and row["init_null_5"] < row["init_overlap"]
+
+
+def test_the_drift_of_the_encoders_is_the_last_epochs_beside_the_runs_figures(finished):
+    made = [finished("mixshare", seed, encoder_init="colinear") for seed in (1, 2)]
+    table = studies.drift(made)
+    assert list(table["seed"]) == [1, 2]
+    for run, row in zip(made, table.to_dict("records"), strict=True):
+        assert row["method"] == run.config.name
+        kernels = [encoder.weight.detach().double().flatten(1) for encoder in run.model.encoders]
+        cosines = torch.cosine_similarity(*kernels, dim=1)
+        assert row["kernel_cosine"] == pytest.approx(cosines.mean().item(), rel=1e-6)
+        ratio = (kernels[0].norm(dim=1) / kernels[1].norm(dim=1)).log().abs().mean().exp().item()
+        assert row["kernel_norm_ratio"] == pytest.approx(ratio, rel=1e-6)
+        for name in ("accuracy_ensemble", "accuracy_individual", "nll", "agreement"):
+            assert row[name] == run.metrics[name]
 
 
 def test_an_untrained_network_has_a_train_test_gap_unless_its_encoders_are_identical(few):
@@ -180,70 +322,170 @@ class TestPublishedStudies:
             "cut_mixmo": ["separated"] * 9,
         }
 
-    def test_no_difference_in_accuracy_leaves_out_zero_as_the_readme_says(self):
-        paired = pd.read_csv(STUDIES / "paired.csv")
-        assert len(paired) >= 3 and ((paired["low"] <= 0) & (paired["high"] >= 0)).all()
+    def test_mixshare_shared_all_before_training_and_mimo_and_mixmo_became_separated_by_it(self):
+        table = pd.read_csv(STUDIES / "sharing.csv").set_index("method")
+        assert (table.loc["mixshare", "init_overlap"] == 1).all()
+        for method in ("mimo", "cut_mixmo"):
+            assert (table.loc[method, "change_high"] < 0).all()
+
+    def test_no_difference_in_accuracy_is_called_one_as_the_readme_says(self):
+        paired = pd.read_csv(STUDIES / "paired.csv").query("figure == 'accuracy_ensemble'")
+        assert len(paired) >= 3
+        assert set(paired["verdict"]) <= {statistics.UNDECIDED, statistics.TOO_FEW}
 
     def test_kernels_that_start_alike_stay_alike_and_independent_ones_stay_apart(self):
         table = pd.read_csv(STUDIES / "alignment.csv").set_index(["start", "seed"])["kernel_cosine"]
         assert (table.loc["identical"] > 0.9).all() and (table.loc["independent"] < 0.5).all()
 
-    def test_every_adjustment_is_in_the_table_with_a_verdict_that_its_interval_gives(self):
-        table = pd.read_csv(STUDIES / "adjustments.csv").set_index("change")
-        assert len(table) == len(studies.ADJUSTMENTS) + 1
-        for adjustment in studies.ADJUSTMENTS:
-            row, sign = table.loc[adjustment.change], adjustment.expected
-            assert row["verdict"] == studies.judge(row["low"], row["high"], sign)
-            assert row["verdict_nll"] == studies.judge(row["nll_low"], row["nll_high"], -sign)
+    def test_every_adjustment_is_in_the_table_with_a_verdict_that_its_numbers_allow(self):
+        table = pd.read_csv(STUDIES / "adjustments.csv")
+        changes = {*(row.change for row in studies.ADJUSTMENTS), studies.TWO_SINGLE.change}
+        for figure in FIGURES:
+            assert set(table.loc[table["figure"] == figure, "change"]) == changes
+        assert len(table) == 2 * len(changes)
+        ends = ("seeds_low", "seeds_high", "images_low", "images_high")
+        signs = np.sign(table[list(ends)]).sum(axis=1).abs()
+        allowed = (signs == 4) & (table["holm"] < 0.05) & (table["differing"] >= 10)
+        undecided = table["verdict"].isin([statistics.UNDECIDED, statistics.TOO_FEW])
+        assert (undecided == ~allowed).all()
 
     def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
         folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
         names = {path.name for path in folder.iterdir()}
-        assert names == {*runs.RUN_FILES} - {"weights.safetensors"}
+        assert names == {*runs.RUN_FILES} - {"weights.safetensors", runs.SCORES}
 
 
 @cache
-def answered(config: mixshare.RunConfig) -> SimpleNamespace:
-    """Return what the study of adjustments reads of a run, with answers drawn at random."""
+def answered(config: mixshare.RunConfig, images: int = 100, margin: float = 1.0) -> SimpleNamespace:
+    """Return what the study of adjustments reads of a run, with answers drawn at random.
+
+    The right answer is a `margin` above what it is drawn like.
+    """
     random = torch.Generator().manual_seed(int(config.digest[:8], 16))
-    labels = torch.arange(100) % 10
-    logits = torch.randn(config.members, 100, 10, generator=random)
-    logits[:, range(100), labels] += 1
-    figures = metrics.evaluate(logits, labels)
+    labels = torch.arange(images) % 10
+    logits = torch.randn(config.members, images, 10, generator=random)
+    logits[:, range(images), labels] += margin
+    scores = metrics.image_scores(logits, labels)
     return SimpleNamespace(
-        config=config, has_logits=True, logits=logits, labels=labels, metrics=figures
+        config=config,
+        has_logits=True,
+        logits=logits,
+        labels=labels,
+        scores={name: value.numpy() for name, value in scores.items()},
     )
 
 
-def test_the_adjustments_are_compared_over_any_number_of_seeds():
-    for seeds, controls in (([1], 0), ([1, 2], 1), ([1, 2, 3, 4], 1)):
-        table = studies.adjustments("smoke", seeds, answered)
-        assert len(table) == len(studies.ADJUSTMENTS) + controls
-        assert table["difference"].notna().all()
-        assert table["low"].isna().all() if len(seeds) == 1 else table["low"].notna().all()
+def ensemble_figures(runs_: list[SimpleNamespace]) -> dict[str, float]:
+    """Return the figures of the mean of several runs' logits."""
+    logits, labels = torch.cat([run.logits for run in runs_]).mean(dim=0), runs_[0].labels
+    right = (logits.argmax(dim=1) == labels).double().mean().item()
+    return {"accuracy_ensemble": right, "nll": cross_entropy(logits, labels).item()}
 
 
-def test_an_adjustment_is_compared_with_its_own_base_seed_by_seed():
-    table = studies.adjustments("smoke", [1, 2, 3], answered)
-    for adjustment, row in zip(studies.ADJUSTMENTS, table.itertuples(), strict=False):
-        differences = []
-        for seed in (1, 2, 3):
-            changed = answered(adjustment.config("smoke", seed))
-            base = answered(mixshare.RunConfig.preset("smoke", adjustment.base, seed))
-            differences.append(changed.metrics["nll"] - base.metrics["nll"])
-        interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-        assert (row.base, row.change) == (adjustment.base, adjustment.change)
-        assert (row.nll_low, row.nll_high) == pytest.approx((interval.low, interval.high))
+def preset(method: str, seed: int) -> SimpleNamespace:
+    return answered(mixshare.RunConfig.preset("smoke", method, seed))
 
 
-def test_two_small_networks_are_compared_with_mixshare_each_seeds_with_the_next():
-    row = studies.adjustments("smoke", [1, 2, 3], answered).iloc[-1]
-    differences = []
-    for seed, other in ((1, 2), (2, 3), (3, 1)):
-        small = [answered(studies.half_cost_single("smoke", each)) for each in (seed, other)]
-        logits = torch.cat([run.logits for run in small])
-        nll = metrics.evaluate(logits, small[0].labels)["nll"]
-        base = answered(mixshare.RunConfig.preset("smoke", "mixshare", seed))
-        differences.append(nll - base.metrics["nll"])
-    assert row["change"].startswith("control: two single")
-    assert row["nll_difference"] == pytest.approx(sum(differences) / 3)
+@pytest.fixture(scope="module")
+def adjusted():
+    """Return the study of adjustments on random answers of three seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "REPLICATES", 1000)
+        return studies.adjustments("smoke", [1, 2, 3], answered)
+
+
+class TestAdjustments:
+    @pytest.fixture(autouse=True)
+    def few_replicates(self, monkeypatch):
+        monkeypatch.setattr(statistics, "REPLICATES", 1000)
+
+    def test_are_compared_over_any_number_of_seeds(self):
+        for seeds in ([1], [1, 2], [1, 2, 3, 4]):
+            table = studies.adjustments("smoke", seeds, answered)
+            assert len(table) == 2 * (len(studies.ADJUSTMENTS) + 1)
+            assert table["difference"].notna().all()
+            assert (table["seeds_low"].notna() == (len(seeds) > 1)).all()
+            if len(seeds) == 1:
+                assert set(table["verdict"]) == {"can't tell"}
+
+    def test_have_a_row_a_change_and_figure(self, adjusted):
+        rows = {(row.base, row.change) for row in studies.ADJUSTMENTS}
+        rows.add(("mixshare", studies.TWO_SINGLE.change))
+        for figure in FIGURES:
+            part = adjusted[adjusted["figure"] == figure]
+            assert len(part) == len(rows)
+            assert {*zip(part["base"], part["change"], strict=True)} == rows
+
+    def test_are_compared_with_their_own_base_seed_by_seed(self, adjusted):
+        rows = adjusted.set_index(["base", "change", "figure"])
+        for adjustment, figure in product(studies.ADJUSTMENTS, FIGURES):
+            differences = []
+            for seed in (1, 2, 3):
+                changed = ensemble_figures([answered(adjustment.config("smoke", seed))])
+                base = ensemble_figures([preset(adjustment.base, seed)])
+                differences.append(changed[figure] - base[figure])
+            interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+            row = rows.loc[(adjustment.base, adjustment.change, figure)]
+            ends = row["seeds_low"], row["seeds_high"]
+            assert ends == pytest.approx(tuple(interval), abs=3e-3)  # NLL is kept in float16
+            assert row["appendix"] == adjustment.statement
+
+    def test_are_set_beside_deep_ensembles_of_two_small_networks_of_their_own(self, adjusted):
+        rows = adjusted[adjusted["change"] == studies.TWO_SINGLE.change].set_index("figure")
+        for figure in FIGURES:
+            differences = []
+            for seed, pair in ((1, (1, 2)), (2, (3, 4)), (3, (5, 6))):
+                small = [
+                    answered(mixshare.RunConfig.preset("smoke", "single", each, width=0.7))
+                    for each in pair
+                ]
+                base = ensemble_figures([preset("mixshare", seed)])
+                differences.append(ensemble_figures(small)[figure] - base[figure])
+            mean = rows.loc[figure, "difference"]
+            assert mean == pytest.approx(np.mean(differences), abs=1e-3)
+
+    def test_are_without_that_control_where_logits_are_missing(self):
+        def load(config):
+            run = answered(config)
+            return SimpleNamespace(**vars(run) | {"has_logits": config.method != "single"})
+
+        table = studies.adjustments("smoke", [1, 2], load)
+        assert len(table) == 2 * len(studies.ADJUSTMENTS)
+
+    def test_are_adjusted_by_holm_over_each_bases_stated_and_unstated_rows_apart(self, adjusted):
+        stated = {row.change for row in studies.ADJUSTMENTS if row.expected}
+        counts = {}
+        apart = adjusted.assign(stated=adjusted["change"].isin(stated))
+        for family, rows in apart.groupby(["base", "figure", "stated"]):
+            assert is_holm(rows["holm"], rows["p"]), family
+            counts[family] = len(rows)
+        expected = {
+            (base, figure, kind): sum(
+                row.base == base and bool(row.expected) == kind for row in studies.ADJUSTMENTS
+            )
+            + (base == "mixshare" and not kind)
+            for base, figure, kind in product(("mixshare", "cut_mixmo"), FIGURES, (True, False))
+        }
+        assert counts == expected and min(counts.values()) > 0
+        wider = adjusted.groupby(["base", "figure"])
+        assert not all(is_holm(rows["holm"], rows["p"]) for _, rows in wider)
+
+    def test_are_judged_by_what_is_expected_of_accuracy_and_by_the_contrary_of_nll(self):
+        """The statement is of a change that hurts: lower accuracy and higher NLL support it."""
+        margins = {"loss_root": 0.0, "input_repetition": 3.0, "unmix_resize": 3.0, "unmix": 0.0}
+
+        def load(config):
+            (field, *_) = [*config.overrides, ""]
+            return answered(config, 400, margins.get(field, 1.0))
+
+        table = studies.adjustments("smoke", [1, 2, 3, 4, 5, 6], load)
+        found = table[table["base"] == "mixshare"].pivot(
+            index="change", columns="figure", values="verdict"
+        )
+        for change, verdicts in (
+            ("loss weights evened out, r = 3", ["supports", "supports"]),  # worse
+            ("no input repetition", ["contradicts", "contradicts"]),  # better
+            ("unmixing: nearest masks", ["higher", "lower"]),  # better, and no statement
+            ("no unmixing", ["lower", "higher"]),  # worse
+        ):
+            assert found.loc[change, list(FIGURES)].tolist() == verdicts, change

@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixshare.data import KEYS, load_data
+from mixshare import data
+from mixshare.data import KEYS, current_digest, forget_digests, load_data
 
 examples = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -147,6 +148,101 @@ def test_channel_statistics_are_those_of_the_train_images_and_computed_once(fold
     assert data.statistics is data.statistics  # every epoch asks; CIFAR-100's take half a second
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-6)
+
+
+# ---- the digest of what is there now
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Return a list of the names that are loaded, with no digest remembered."""
+    names = []
+
+    def recording_load(name):
+        names.append(name)
+        return load_data(name)
+
+    monkeypatch.setattr(data, "load_data", recording_load)
+    forget_digests()
+    return names
+
+
+def replace_in_place(path, content):
+    """Write an archive into the same file, with the same size and time."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        np.savez(file, **content)
+        file.truncate()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    names = ("st_size", "st_mtime_ns", "st_ino")
+    assert [getattr(before, name) for name in names] == [getattr(after, name) for name in names]
+
+
+def test_a_data_set_that_is_not_there_has_no_digest_and_is_not_downloaded(folder, monkeypatch):
+    monkeypatch.setattr(data, "_torchvision", lambda name: 1 / 0)
+    assert current_digest("own") is None and current_digest("cifar10") is None
+    np.savez(folder / "own.npz", **arrays())
+    assert current_digest("own") == load_data("own").digest
+    (folder / "own.npz").unlink()
+    assert current_digest("own") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06", b"no archive"])
+def test_a_damaged_archive_has_no_digest_until_it_is_whole(folder, content):
+    (folder / "own.npz").write_bytes(content)
+    assert current_digest("own") is None
+    np.savez(folder / "own.npz", **arrays())
+    assert current_digest("own") == load_data("own").digest
+
+
+def test_the_digest_follows_an_archive_that_is_replaced_under_the_same_name(folder):
+    path, digests = folder / "own.npz", []
+    for seed in range(3):
+        np.savez(folder / "new.npz", **arrays(seed=seed))
+        os.replace(folder / "new.npz", path)
+        os.utime(path, (0, 0))
+        digests.append(current_digest("own"))
+        assert digests[-1] == load_data("own").digest
+    replace_in_place(path, arrays(seed=0))
+    assert current_digest("own") == digests[0] and len(set(digests)) == 3
+
+
+def test_an_archive_of_the_same_content_has_the_same_digest_wherever_it_is(folder, monkeypatch):
+    np.savez(folder / "own.npz", **arrays())
+    expected = current_digest("own")
+    (folder / "other").mkdir()
+    np.savez_compressed(folder / "other" / "own.npz", **arrays())
+    monkeypatch.setenv("MIXSHARE_DATA", str(folder / "other"))
+    assert current_digest("own") == expected
+    np.savez(folder / "other" / "own.npz", **arrays(seed=1))
+    assert current_digest("own") not in (None, expected)
+
+
+def test_an_unchanged_archive_is_read_once_for_any_number_of_questions(folder, loaded):
+    np.savez(folder / "own.npz", **arrays())
+    digests = {current_digest("own") for _ in range(5)}
+    assert loaded == ["own"] and len(digests) == 1
+    np.savez(folder / "second.npz", **arrays(seed=1))
+    digests.add(current_digest("second"))
+    assert loaded == ["own", "second"] and len(digests) == 2
+    digests |= {current_digest("own"), current_digest("digits-few"), current_digest("digits-few")}
+    assert loaded == ["own", "second", "digits-few"] and len(digests) == 3
+
+
+def test_a_data_set_that_was_loaded_is_not_read_again_for_its_digest(folder, loaded):
+    np.savez(folder / "own.npz", **arrays())
+    assert current_digest("own") == load_data("own").digest and loaded == ["own"]
+    forget_digests()
+    expected = load_data("own").digest
+    assert current_digest("own") == expected and loaded == ["own"]
+
+
+def test_forgotten_digests_are_computed_again(folder, loaded):
+    np.savez(folder / "own.npz", **arrays())
+    before = current_digest("own")
+    forget_digests()
+    assert current_digest("own") == before and loaded == ["own", "own"]
 
 
 # ---- what is refused

@@ -6,6 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mixshare import RunConfig
 from mixshare.batch import Batches, Normalise, crop
@@ -204,12 +205,41 @@ def test_cut_mixmo_cuts_the_batches_that_the_plan_cuts_and_mixes_the_others_line
 
 
 PIXEL = dict(pixel_cutmix=True, flip=True)
+TALL, WIDE = 16, 8  # no box is exactly half of it, where rounding would decide about the roles
 METHODS = [("mixshare", 2), ("mixshare", 3), ("linear_mixmo", 2), ("mimo", 2), ("single", 1)]
 
 
+def slow_own_pixels(box, region, members):
+    """Mark the own image's pixels one by one; of several members each keeps the larger part.
+
+    Returns:
+        (H, W) bool, and the own share of the region.
+    """
+    top, bottom, left, right = box
+    own = np.zeros(region.shape, bool)
+    for y, x in np.ndindex(own.shape):
+        own[y, x] = top <= y < bottom and left <= x < right
+    share = own[region].sum() / region.sum() if region.any() else 1
+    if members > 1 and share < 1 / 2:
+        return ~own, 1 - share
+    return own, share
+
+
+def own_pixels(draws, run):
+    """Return `slow_own_pixels` of each member and row of a step: (M, B, H, W) and (M, B)."""
+    regions = np.ones((run.members, ROWS, TALL, WIDE), bool)
+    if run.mix == "cutmix":
+        regions = painted(draws, run.members, TALL, WIDE)
+    own, shares = np.zeros_like(regions), np.zeros(regions.shape[:2])
+    for cell in np.ndindex(shares.shape):
+        box = draws["own_boxes"][cell].tolist()
+        own[cell], shares[cell] = slow_own_pixels(box, regions[cell], run.members)
+    return own, shares
+
+
 @pytest.mark.parametrize(("method", "members"), METHODS)
-def test_pixel_cutmix_pastes_the_partners_pixels_into_its_box(method, members):
-    data, run = noise(), config(method, members=members, **PIXEL)
+def test_pixel_cutmix_shows_the_own_image_in_its_box_and_the_partner_around_it(method, members):
+    data, run = noise(20, TALL, WIDE), config(method, members=members, **PIXEL)
     draws = step_draws(run, data)
     batch = Batches(data, run)(draws)
     assert torch.equal(batch.labels, draws["rows"] + 100)
@@ -217,12 +247,12 @@ def test_pixel_cutmix_pastes_the_partners_pixels_into_its_box(method, members):
 
     def window(cell, prefix):
         rows, offsets, flips = (draws[prefix + name][cell] for name in ("rows", "offsets", "flips"))
-        return torchvision_crop(data.train_images[rows], 2, offsets, flips, 8, 6)
+        return torchvision_crop(data.train_images[rows], 2, offsets, flips, TALL, WIDE)
 
+    own, _ = own_pixels(draws, run)
+    assert 0 < own.mean() < 1
     for cell in np.ndindex(members, ROWS):
-        expected, partner = window(cell, ""), window(cell, "partner_")
-        top, bottom, left, right = draws["partner_boxes"][cell].tolist()
-        expected[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+        expected = torch.where(torch.tensor(own[cell]), window(cell, ""), window(cell, "partner_"))
         assert torch.allclose(batch.inputs[cell], torchvision_normalise(expected, data), atol=1e-4)
 
 
@@ -230,34 +260,85 @@ def test_pixel_cutmix_pastes_the_partners_pixels_into_its_box(method, members):
 def test_the_own_share_counts_own_pixels_in_the_region_that_the_feature_mask_leaves(
     method, members
 ):
-    data, run = noise(), config(method, members=members, **PIXEL)
+    data, run = noise(20, TALL, WIDE), config(method, members=members, **PIXEL)
     shares = []
     for epoch in range(3):
         draws = step_draws(run, data, epoch)
-        regions = np.ones((members, ROWS, 8, 6), bool)
-        if run.mix == "cutmix":
-            regions = painted(draws, members, 8, 6)
-        share = Batches(data, run)(draws).own_share
-        for cell in np.ndindex(members, ROWS):
-            top, bottom, left, right = draws["partner_boxes"][cell].tolist()
-            own = visible = 0
-            for y, x in zip(*np.nonzero(regions[cell]), strict=True):
-                visible += 1
-                own += not (top <= y < bottom and left <= x < right)
-            expected = own / visible if visible else 1
-            assert float(share[cell]) == pytest.approx(expected, abs=1e-5)
-        shares += share.flatten().tolist()
+        _, expected = own_pixels(draws, run)
+        found = Batches(data, run)(draws).own_share
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        shares += found.flatten().tolist()
     assert min(shares) < 0.8 and max(shares) == 1  # some rows are mixed, some are not
 
 
-@pytest.mark.parametrize("box", [[0, 0, 0, 0], [0, 8, 0, 6]])
-def test_a_member_that_sees_nothing_has_a_finite_own_share(box):
+def own_shares(run, size=32):
+    """Return the own share in each row of some epochs."""
+    data, shares = noise(640, size, size), []
+    batches = Batches(data, run)
+    for epoch in range(8):
+        plan = plan_epoch(run, epoch, 640, size, size).tensors()
+        for step in range(len(plan["cut"])):
+            draws = {name: value[step] for name, value in plan.items()}
+            shares.append(batches(draws).own_share.flatten())
+    return torch.cat(shares).double().numpy()
+
+
+def cutmix_shares(rows, size, random):
+    """Draw the part of an image in a published CutMix box (Yun et al.) of a Beta(1, 1) area."""
+    shares = []
+    for area in random.beta(1, 1, rows):
+        half, sides = int(size * np.sqrt(area)) // 2, []
+        for centre in random.integers(size, size=2):
+            sides.append(min(centre + half, size) - max(centre - half, 0))
+        shares.append(np.prod(sides) / size**2)
+    return np.array(shares)
+
+
+def test_one_member_shows_its_own_image_in_the_published_share_and_is_never_swapped():
+    shares = own_shares(config("single", pixel_cutmix=True, batch_size=64))
+    mixed = shares[shares < 1]
+    assert stats.binomtest(len(mixed), len(shares), 0.5).pvalue > 1e-3
+    assert (mixed < 0.5).mean() > 0.8  # most boxes are below a half, and stay so
+    expected = cutmix_shares(10_000, 32, np.random.default_rng(0))
+    assert stats.ks_2samp(mixed, expected).pvalue > 1e-3
+    larger = np.maximum(mixed, 1 - mixed).mean()
+    assert larger == pytest.approx(np.maximum(expected, 1 - expected).mean(), abs=0.01)
+    assert 0.72 < larger < 0.75  # MixMo's code gives 0.73
+
+
+@pytest.mark.parametrize("method", ["mixshare", "linear_mixmo", "mimo"])
+def test_of_two_members_each_keeps_at_least_half_of_what_is_visible_as_its_own(method):
+    shares = own_shares(config(method, pixel_cutmix=True, batch_size=64, batch_repetition=1), 16)
+    assert shares.min() >= 0.5 and shares.min() < 0.55 and (shares == 1).mean() > 0.4
+
+
+@pytest.mark.parametrize(("box", "blind"), [([0, 0, 0, 0], 1), ([0, 8, 0, 6], 0)])
+def test_a_member_that_sees_nothing_has_all_of_it_as_its_own(box, blind):
     data, run = noise(), config(**PIXEL)
     draws = step_draws(run, data)
     draws["boxes"] = torch.tensor(box).expand(ROWS, 1, 4)
-    draws["partner_boxes"] = torch.tensor([2, 6, 1, 5]).expand(2, ROWS, 4)
+    draws["own_boxes"] = torch.tensor([2, 6, 1, 5]).expand(2, ROWS, 4)
     share = Batches(data, run)(draws).own_share
-    assert ((share >= 0) & (share <= 1)).all()
+    seeing, blind = draws["order"][1 - blind], draws["order"][blind]
+    assert (share[blind] == 1).all()
+    assert torch.allclose(share[seeing], torch.tensor(1 - 16 / 48))  # a third: so it is swapped
+
+
+# ---- input repetition
+
+
+@pytest.mark.parametrize("method", ["mixshare", "mimo"])
+def test_repeat_augmented_gives_every_member_the_very_same_input_in_the_repeated_rows(method):
+    data, share = noise(40), {"input_repetition": 0.5, "flip": True, "members": 3}
+    inputs = {}
+    for repeat in (False, True):
+        run = config(method, repeat_augmented=repeat, **share)
+        inputs[repeat] = Batches(data, run)(step_draws(run, data)).inputs
+    first, others = inputs[True][:1, :4], inputs[True][1:, :4]
+    assert torch.equal(others, first.expand_as(others))
+    assert not torch.equal(inputs[False][1:, :4], others)  # by default crops and flips are apart
+    assert torch.equal(inputs[False][:, 4:], inputs[True][:, 4:])
+    assert torch.equal(inputs[False][0], inputs[True][0])
 
 
 def test_pixel_cutmix_is_off_unless_asked_for():

@@ -59,9 +59,16 @@ def test_the_profiles_are_the_designs():
         "smoke": ("digits-few", 10, 1, 2, False),
         "digits": ("digits", 10, 1, 2, False),
         "cifar100-lite": ("cifar100", 16, 1, 4, True),
+        "photographs": ("cifar100-16px", 16, 1, 2, True),
         "paper": ("cifar100", 28, 2, 4, True),
     }
-    epochs = {"smoke": (2, 2), "digits": (25, 40), "cifar100-lite": (2, 10), "paper": (300, 300)}
+    epochs = {
+        "smoke": (2, 2),
+        "digits": (25, 40),
+        "cifar100-lite": (2, 10),
+        "photographs": (300, 300),
+        "paper": (300, 300),
+    }
     assert list(PROFILES) == list(expected)
     for profile, row in expected.items():
         config = RunConfig.preset(profile)
@@ -69,17 +76,30 @@ def test_the_profiles_are_the_designs():
         assert epochs[profile][0] <= config.epochs <= epochs[profile][1]
 
 
-def test_the_paper_profile_is_appendix_a():
+@pytest.mark.parametrize("profile", ["paper", "photographs"])
+def test_the_profiles_of_300_epochs_are_appendix_a(profile):
     expected = dict(
+        epochs=300,
         batch_size=64,
         batch_repetition=2,
+        learning_rate=0.025,
         momentum=0.9,
         l2=3e-4,
         warmup_epochs=1,
         decay=0.1,
         milestones=(75, 150, 225),
     )
-    assert chosen(RunConfig.preset("paper"), expected) == expected
+    assert chosen(RunConfig.preset(profile), expected) == expected
+
+
+def test_photographs_alone_are_evaluated_every_tenth_epoch():
+    every = {profile: RunConfig.preset(profile).evaluate_every for profile in PROFILES}
+    assert every == dict.fromkeys(PROFILES, 1) | {"photographs": 10}
+
+
+def test_every_profile_computes_in_float32():
+    precisions = {name: RunConfig.preset(name).precision for name in PROFILES}
+    assert precisions == dict.fromkeys(PROFILES, "float32")
 
 
 def test_what_the_appendix_leaves_open_is_decided_as_the_design_says():
@@ -87,6 +107,7 @@ def test_what_the_appendix_leaves_open_is_decided_as_the_design_says():
         unmix_normalize=True,
         unmix_resize="area",
         pixel_cutmix=False,
+        repeat_augmented=False,
         precision="float32",
         deterministic=True,
         device="auto",
@@ -162,8 +183,10 @@ OTHER = dict(
     tied=True,
     encoder_init="colinear",
     input_repetition=0.2,
+    repeat_augmented=True,
     loss_root=3.0,
     pixel_cutmix=True,
+    evaluate_every=5,
     precision="bfloat16",
     capture=True,
     deterministic=False,
@@ -184,6 +207,15 @@ def test_a_configuration_survives_json():
         config = dataclasses.replace(BASE, **{field: value})
         again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
         assert (again, again.digest, again.name) == (config, config.digest, config.name), field
+
+
+@pytest.mark.parametrize("profile", ["smoke", "digits", "paper"])
+def test_a_record_from_before_a_field_was_new_is_the_run_with_its_default(profile):
+    config = RunConfig.preset(profile, "mixshare", 3, width=0.5)
+    record = json.loads(json.dumps(config.to_dict()))
+    for field in ("repeat_augmented", "evaluate_every"):
+        del record[field]
+    assert RunConfig.from_dict(record) == config and "evaluate_every" not in record
 
 
 def test_a_record_with_missing_or_unknown_fields_is_refused_by_name():
@@ -313,6 +345,7 @@ NUMBERS = dict(
     input_repetition=[-0.1, 1.01, math.nan],
     loss_root=[0, 0.5, -1, math.nan, math.inf],
     threads=[0],
+    evaluate_every=[0, -1],
     milestones=[[2, 1], [1, 1], [-1, 2]],
 )
 CHOICES = dict(
@@ -332,7 +365,7 @@ WRONG_TYPES = {
         "batch_size": [2.0, "2", False],
     },
     "a number": {"width": ["2", True, None, 1j]},
-    "true or false": {"unmix": [1, "yes", None]},
+    "true or false": {"unmix": [1, "yes", None], "repeat_augmented": [0, "no"]},
     "a list of whole numbers": {"milestones": [5, "1-2", None]},
     "a": {name: [1, None] for name in ("dataset", "method", "profile", "device")},
 }
@@ -351,7 +384,10 @@ HINTS = [
         {"method": "mixshar"},
         r"did you mean mixshare\?.*single, mimo, linear_mixmo, cut_mixmo, mixshare",
     ),
-    ({"profile": "digit"}, r"did you mean digits\?.*smoke, digits, cifar100-lite, paper"),
+    (
+        {"profile": "digit"},
+        r"did you mean digits\?.*smoke, digits, cifar100-lite, photographs, paper",
+    ),
     (
         {"learnin_rate": 1},
         r"unknown override 'learnin_rate' \(did you mean learning_rate\?\); possible are dataset",

@@ -1,5 +1,6 @@
 """The built-in digits, and the real CIFAR-100 where it is available."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from mixshare.data import KNOWN_DIGESTS, load_data
+from mixshare import files
+from mixshare.data import KNOWN_DIGESTS, current_digest, load_data
 
 SIZES = {"digits": (1297, 500), "digits-few": (300, 100)}
 DIGESTS = {
@@ -99,3 +101,73 @@ def test_cifar100_has_the_well_known_mean_and_deviation(cifar100):
     mean, deviation = cifar100.statistics
     np.testing.assert_allclose(mean, (0.50707516, 0.48654887, 0.44091784), atol=1e-7)
     np.testing.assert_allclose(deviation, (0.26733429, 0.25643846, 0.27615047), atol=1e-7)
+
+
+# ---- CIFAR-100 in small
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_data("cifar100-16px")
+
+
+@pytest.fixture(scope="module")
+def archive():
+    """Return CIFAR-100's archive as NumPy reads it."""
+    with np.load(files.data_folder() / "cifar100.npz") as stored:
+        return dict(stored)
+
+
+def area_averaged(images):
+    """Average 2x2 pixels in whole numbers, a half upwards: (N, 32, 32, 3) to (N, 16, 16, 3)."""
+    sums = images.astype(np.int64).reshape(-1, 16, 2, 16, 2, 3).sum(axis=(2, 4))
+    return ((sums + 2) // 4).astype(np.uint8)
+
+
+def first_of_each_class(images, labels, count=60):
+    """Return the rows whose image and label, as bytes, have their class's first SHA-256s."""
+    hashes = []
+    for image, label in zip(images, labels, strict=True):
+        content = image.tobytes() + int(label).to_bytes(8, "little")
+        hashes.append(hashlib.sha256(content).hexdigest())
+    rows = []
+    for k in range(100):
+        of_class = np.flatnonzero(labels == k)
+        rows += sorted(of_class, key=hashes.__getitem__)[:count]
+    return np.array(rows)
+
+
+@pytest.mark.cifar100
+def test_cifar100_in_small_has_60_train_images_a_class_and_all_test_images_of_16_pixels(small):
+    assert small.shape == (16, 16, 3) and len(small.class_names) == 100
+    assert torch.bincount(small.train_labels).tolist() == [60] * 100
+    assert torch.bincount(small.test_labels).tolist() == [100] * 100
+    known = "8b50fdaf96571456f3ce3ffb46e5aeba214b3ce0a93437c0f05cb16b6bea3ec6"
+    assert small.digest == KNOWN_DIGESTS["cifar100-16px"] == current_digest("cifar100-16px")
+    assert small.digest == known and small.name == "cifar100-16px"
+
+
+@pytest.mark.cifar100
+def test_cifar100_in_small_averages_areas_of_the_first_originals_of_each_class(
+    small, cifar100, archive
+):
+    images, labels = archive["train_images"], archive["train_labels"]
+    rows = first_of_each_class(images, labels)
+    expected = pairs(area_averaged(images[rows]), labels[rows])
+    assert pairs(small.train_images, small.train_labels) == expected
+    expected = pairs(area_averaged(archive["test_images"]), archive["test_labels"])
+    assert pairs(small.test_images, small.test_labels) == expected
+    assert small.class_names == cifar100.class_names
+
+
+@pytest.mark.cifar100
+def test_cifar100_in_small_does_not_depend_on_the_order_of_the_archives_rows(
+    small, archive, tmp_path, monkeypatch
+):
+    order = np.random.default_rng(0).permutation(50_000)
+    shuffled = {name: archive[name][order] for name in ("train_images", "train_labels")}
+    np.savez(tmp_path / "cifar100.npz", **archive | shuffled)
+    monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path))
+    again = load_data("cifar100-16px")
+    assert torch.equal(again.train_images, small.train_images)
+    assert torch.equal(again.train_labels, small.train_labels)

@@ -302,6 +302,24 @@ class TestInputAndOutputBlock:
         expected = features.scale_free(*before).item()
         assert features.scale_free(*after).item() == pytest.approx(expected, rel=1e-9)
 
+    def test_classifier_cosine_is_that_of_each_classs_weights_for_each_pair_in_order(self):
+        model = network(3)
+        weights = [classifier.weight.detach().numpy() for classifier in model.classifiers]
+        found = features.classifier_cosine(model)
+        for row, (a, b) in enumerate(combinations(weights, 2)):
+            lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            np.testing.assert_allclose(found[row], (a * b).sum(axis=1) / lengths, rtol=1e-9)
+        assert found.shape == (3, 5)
+        assert features.classifier_cosine(network(1)).shape == (0, 5)
+
+    def test_classifier_cosine_is_0_for_weights_drawn_apart_and_1_for_positive_multiples(self):
+        first, other = images(100, 64, seed=1), images(100, 64, seed=2)
+        for second, expected, tolerance in ((other, 0, 0.05), (3 * first, 1, 1e-9)):
+            model = replace(features.parts(network()), weights=[first, second])
+            found = features.classifier_cosine(model)
+            assert found.shape == (1, 100)
+            assert found.mean().item() == pytest.approx(expected, abs=tolerance)
+
     @pytest.mark.parametrize(
         ("factor", "cosine"),
         [(1, 1), (2.5, 1), (-0.4, -1)],

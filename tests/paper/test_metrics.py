@@ -123,6 +123,45 @@ def test_with_one_member_the_ensemble_is_the_member_and_figures_of_pairs_are_und
     assert figures["diversity"] is None and figures["agreement"] is None
 
 
+# ---- each image's scores
+
+
+def half(values):
+    """Return a tolerance of half precision around values: half a unit in the last place."""
+    return dict(desired=values, rtol=2**-11 * 1.001, atol=2**-24)
+
+
+@examples
+@given(predictions())
+def test_image_scores_are_those_of_each_image_the_ensemble_before_the_members(case):
+    logits, labels = case
+    scores = np.concatenate([logits.numpy().mean(axis=0, keepdims=True), logits.numpy()])
+    log_p = log_softmax(scores, axis=2)
+    found = metrics.image_scores(logits, labels)
+    assert [value.dtype for value in found.values()] == [
+        torch.int16,
+        torch.bool,
+        torch.float16,
+        torch.float16,
+    ]
+    np.testing.assert_array_equal(found["answer"], scores.argmax(axis=2))
+    np.testing.assert_array_equal(found["right"], scores.argmax(axis=2) == labels.numpy())
+    of_label = log_p[:, np.arange(len(labels)), labels]
+    np.testing.assert_allclose(found["nll"], **half(-of_label))
+    np.testing.assert_allclose(found["confidence"], **half(np.exp(log_p.max(axis=2))))
+
+
+@examples
+@given(predictions(ties=True))
+def test_image_scores_average_to_the_figures_of_the_run_ties_included(case):
+    logits, labels = case
+    found, figures = metrics.image_scores(logits, labels), metrics.evaluate(logits, labels)
+    accuracies = [figures["accuracy_ensemble"], *figures["accuracy_members"]]
+    assert found["right"].double().mean(dim=1).tolist() == pytest.approx(accuracies)
+    nlls = [figures["nll"], *figures["nll_members"]]
+    assert found["nll"].double().mean(dim=1).tolist() == pytest.approx(nlls, rel=1e-3, abs=1e-6)
+
+
 # ---- pairs of members
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mixshare.mixing import (
+    add,
     cutmix_masks,
     linear_masks,
     loss_weights,
@@ -138,6 +139,54 @@ def test_mixing_in_equal_shares_is_the_sum_that_inference_takes(members):
     encodings = randn(members, 4, 3, 6, 6)
     mixed = mix(encodings, equal_masks(members, 4, 6, 6))
     assert torch.allclose(mixed, encodings.sum(dim=0), atol=1e-6)
+
+
+def uneven_masks(members, rows, height=6, width=10):
+    """Return masks of random shares at each pixel."""
+    return randn(members, rows, 1, height, width, seed=9).softmax(dim=0)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_half_precision_encodings_stay_so_and_each_members_product_is_rounded_once(members):
+    encodings = randn(members, 4, 3, 6, 10).bfloat16()
+    masks = uneven_masks(members, 4)
+    products = np.float32(members) * masks.numpy() * encodings.float().numpy()
+    rounded = torch.from_numpy(products).bfloat16()
+    found = mix(list(encodings), masks)
+    assert found.dtype == torch.bfloat16 and masks.dtype == torch.float32
+    expected = rounded[0]
+    for product in rounded[1:]:
+        expected = expected + product
+    assert torch.equal(found, expected)
+
+
+def test_ratios_are_not_rounded_to_the_encodings_half_precision():
+    encodings, masks = randn(2, 4, 3, 6, 10).bfloat16(), uneven_masks(2, 4)
+    exact = 2 * (masks.double() * encodings.double()).sum(dim=0)
+    first, second = (2 * masks.bfloat16() * encodings).unbind()
+
+    def error(mixed):
+        return (mixed.double() - exact).abs().mean()
+
+    assert error(mix(encodings, masks)) < 0.8 * error(first + second)
+
+
+def test_single_precision_mixing_is_as_exact_as_single_precision_can_be():
+    encodings, masks = randn(3, 4, 3, 6, 10), uneven_masks(3, 4)
+    exact = 3 * (masks.double().numpy() * encodings.double().numpy()).sum(axis=0)
+    found = mix(encodings, masks)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=4 * 2**-24 * abs(exact).max())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["cut", "linear", "at test time"])
+def test_mixed_encodings_keep_the_layout_in_memory(layout, dtype, kind):
+    masks = {"cut": quarters(), "linear": equal_masks(4, 1, 8, 8)}.get(kind)
+    encodings = [x.to(dtype, memory_format=layout) for x in randn(4, 1, 16, 8, 8)]
+    mixed = add(encodings) if masks is None else mix(encodings, masks)
+    assert mixed.is_contiguous(memory_format=layout) and mixed.dtype == dtype
 
 
 # ---- unmixing

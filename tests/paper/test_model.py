@@ -1,5 +1,7 @@
 """The network against MixMo's description of it, and against a slow reference in NumPy."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixshare import MimoWideResNet, mixing
+from mixshare import MimoWideResNet, fold, mixing
+from mixshare import model as networks
 from mixshare.model import ResidualBlock, multiply_adds
 
 
@@ -253,6 +256,56 @@ def test_the_variants_of_unmixing_reach_the_classifiers(options, border, shares)
     torch.testing.assert_close(model(inputs, masks, unmix=True), expected)
 
 
+# ---- one plain network
+
+
+def logits_of(model, pictures):
+    """Give the same images to every member: (B, C, H, W) to (M, B, classes)."""
+    return model(pictures.expand(model.members, -1, -1, -1, -1)).detach()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"members": members, "encoder_init": "independent"} for members in (1, 2, 3)),
+        {"members": 3, "tied": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_folded_network_is_a_single_one_with_the_ensembles_logits(options, seed):
+    model = randomised(small(generator=seeded(seed), **options), seed).float().eval()
+    for k, classifier in enumerate(model.classifiers):
+        classifier.bias.data += k
+    before, pictures = as_arrays(model), images(4, 3, 16, 8).float()
+    expected, folded = logits_of(model, pictures).mean(dim=0), fold(model)
+    single = small(members=1).state_dict()
+    assert {k: v.shape for k, v in folded.state_dict().items()} == {
+        k: v.shape for k, v in single.items()
+    }
+    assert (len(folded.encoders), len(folded.classifiers), folded.members) == (1, 1, 1)
+    (found,) = logits_of(folded, pictures)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert all((before[name] == value).all() for name, value in as_arrays(model).items())
+
+
+def test_a_folded_network_does_not_average_probabilities_and_shares_no_memory_with_the_original():
+    model, pictures = independent(), images(4, 3, 8, 8)
+    folded = fold(model)
+    (logits,) = logits_of(folded, pictures)
+    mean = logits_of(model, pictures).softmax(dim=2).mean(dim=0)
+    assert (logits.softmax(dim=1) - mean).abs().max() > 1e-4
+    addresses = [{p.data_ptr() for p in each.state_dict().values()} for each in (model, folded)]
+    assert not addresses[0] & addresses[1]
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_a_folded_network_has_the_parameters_and_multiply_adds_of_a_single_one(members):
+    folded, single = fold(small(members=members, encoder_init="flipped")), small(members=1)
+    counts = [sum(p.numel() for p in each.parameters()) for each in (folded, single)]
+    assert counts[0] == counts[1] and multiply_adds(folded, 8, 8) == multiply_adds(single, 8, 8)
+
+
 # ---- refusals
 
 
@@ -297,15 +350,60 @@ def test_inputs_and_masks_that_do_not_fit_are_refused_with_the_shapes_that_do(in
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("width", [1, 2])
-def test_in_half_precision_every_block_returns_half_precision(width, masked):
-    model, dtypes = small(width=width), []
+def test_in_half_precision_every_block_takes_and_returns_it_with_the_channels_last(width, masked):
+    model, seen = small(width=width).to(memory_format=torch.channels_last), []
     for block in model.blocks:
-        block.register_forward_hook(lambda _module, _given, output: dtypes.append(output.dtype))
+        block.register_forward_hook(lambda _module, given, output: seen.extend([*given, output]))
     inputs = torch.randn(2, 3, 3, 8, 16, generator=seeded())
-    masks = half_and_half(5).float() if masked else None  # then the first block's input is float32
+    masks = half_and_half(5).float() if masked else None
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs, masks)
-    assert dtypes == [torch.bfloat16] * 3
+    assert [x.dtype for x in seen] == [torch.bfloat16] * 6
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+@pytest.mark.parametrize("unmix", [False, True])
+def test_in_half_precision_logits_are_those_of_classifiers_in_single_precision(unmix):
+    model, masks = small(), half_and_half(5).float() if unmix else None
+    features = torch.randn(3, 64, 2, 4, generator=seeded()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.classify(features, masks)
+        pooled = mixing.unmix(features, masks) if unmix else [features.mean(dim=(2, 3))] * 2
+    assert logits.dtype == torch.float32 and pooled[0].dtype == torch.bfloat16
+    for found, classifier, x in zip(logits, model.classifiers, pooled, strict=True):
+        expected = x.double() @ classifier.weight.double().T + classifier.bias
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def of_plain_norms():
+    """Return a small network whose norms are torch's own."""
+    with patch.object(networks, "BatchNorm", nn.BatchNorm2d):
+        return small(generator=seeded(2))
+
+
+def test_norms_do_not_count_batches_and_their_weights_suit_torchs_own():
+    model, plain, inputs = small(generator=seeded(1)), of_plain_norms(), images(2, 3, 3, 8, 8)
+    for _ in range(3):
+        model(inputs.float())
+    state = model.state_dict()
+    counts = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert len(counts) == 7 and not any(counts)
+    plain.load_state_dict(state)
+    kinds = {type(m) for m in plain.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert kinds == {nn.BatchNorm2d}
+    assert torch.equal(plain.eval()(inputs.float()), model.eval()(inputs.float()))
+
+
+def test_norms_learn_the_running_statistics_that_torchs_own_learn():
+    model, plain = small(generator=seeded(2)), of_plain_norms()
+    for seed in range(3):
+        inputs = images(2, 3, 3, 8, 8, seed=seed).float()
+        assert torch.equal(model(inputs), plain(inputs))
+    state, counted = plain.state_dict(), 0
+    for name, value in model.state_dict().items():
+        counted += name.endswith("num_batches_tracked")
+        assert name.endswith("num_batches_tracked") or torch.equal(value, state[name]), name
+    assert counted == 7 and not torch.equal(model.norm.running_mean, torch.zeros(64))
 
 
 def test_weights_survive_the_way_through_safetensors(tmp_path):

@@ -54,7 +54,7 @@ FULL = dict(batch_size=12, members=3, pixel_cutmix=True)
 PINNED = [
     (
         config(**FULL),
-        "4c437895451100ec39070a0c2117fa9a82a83017a8c3e6e0cd07616895ff510b",
+        "3178aa9afac28829d2e5ba3b17ecb7b7f1456f01aab7b4bef8a1db5670220f0f",
     ),
     (
         config("single", seed=7, batch_size=8),
@@ -234,6 +234,22 @@ def test_draws_of_one_row_are_independent_of_each_other():
     assert correlation.abs().max() < 4.5 / math.sqrt(3000)
 
 
+def test_repeat_augmented_shares_all_that_is_drawn_for_an_image_in_the_repeated_rows_alone():
+    options = dict(input_repetition=0.3, members=3, pixel_cutmix=True)
+    shared, apart = (
+        plan_epoch(config(repeat_augmented=repeat, **options), 0, 640, 8, 8).tensors()
+        for repeat in (True, False)
+    )
+    for name in ("rows", "cut", "ratios", "order", "boxes"):
+        assert torch.equal(shared.pop(name), apart.pop(name)), name
+    repeated = 19  # of 64 rows, 0.3
+    for name, value in apart.items():
+        of_first = value[:, :1, :repeated].expand_as(value[:, :, :repeated])
+        assert not torch.equal(value[:, :, :repeated], of_first), name
+        expected = torch.cat([of_first, value[:, :, repeated:]], dim=2)
+        assert torch.equal(shared[name], expected), name
+
+
 # ---- mixing
 
 
@@ -252,8 +268,27 @@ def test_the_probability_of_cutmix_fades_as_p_times_min_of_1_and_fade_times_what
 ):
     epoch = int(part * (epochs - 1))
     run = config("cut_mixmo", epochs=epochs, mix_probability=probability, mix_fade=fade)
-    expected = probability * min(1, fade * (1 - epoch / epochs))
+    expected = probability * min(1, fade * (1 - (epoch + 1) / epochs))
     assert cutmix_probability(run, epoch) == pytest.approx(expected)
+
+
+def mixmo_fades(epochs):
+    """Return the factor of each epoch as MixMo's loop has it, which counts from 1 to E."""
+    factors = []
+    for epoch in range(1, epochs + 1):
+        ratio = epoch / epochs
+        factors.append(min(1.0, 12 * (1 - ratio)))
+    return factors
+
+
+@pytest.mark.parametrize(("epochs", "full", "faded"), [(5, 4, 0), (40, 36, 3), (300, 275, 24)])
+def test_cut_mixmo_fades_as_mixmos_loop_does_and_never_cuts_in_the_last_epoch(epochs, full, faded):
+    expected = mixmo_fades(epochs)
+    assert [factor == 1 for factor in expected] == [True] * full + [False] * (faded + 1)
+    run = config("cut_mixmo", epochs=epochs)
+    found = [cutmix_probability(run, epoch) for epoch in range(epochs)]
+    assert found == pytest.approx([0.5 * factor for factor in expected], abs=1e-12)
+    assert found[-1] == 0 and not plan_epoch(run, epochs - 1, 3000, 4, 4).cut.any()
 
 
 CUT = [
@@ -261,9 +296,10 @@ CUT = [
     ("mimo", 0, 0),
     ("single", 0, 0),
     ("cut_mixmo", 0, 0.5),
-    ("cut_mixmo", 275, 0.5),
-    ("cut_mixmo", 276, 0.48),
-    ("cut_mixmo", 299, 0.02),
+    ("cut_mixmo", 274, 0.5),
+    ("cut_mixmo", 275, 0.48),
+    ("cut_mixmo", 298, 0.02),
+    ("cut_mixmo", 299, 0),
     ("mixshare", 0, 1),
     ("mixshare", 299, 1),
 ]
@@ -320,7 +356,7 @@ def test_boxes_have_half_sides_of_half_the_floored_root_of_the_share_and_are_cli
 @examples
 def test_boxes_lie_within_images_of_any_size(size, members, seed):
     plan = plan_epoch(config(seed=seed, members=members, pixel_cutmix=True), 0, 64, *size)
-    for boxes in (plan.boxes, plan.partner_boxes):
+    for boxes in (plan.boxes, plan.own_boxes):
         top, bottom, left, right = boxes.unbind(dim=-1)
         assert ((0 <= top) & (top <= bottom) & (bottom <= size[0])).all()
         assert ((0 <= left) & (left <= right) & (right <= size[1])).all()
@@ -329,12 +365,29 @@ def test_boxes_lie_within_images_of_any_size(size, members, seed):
 # ---- pixel CutMix
 
 
-def test_pixel_cutmix_takes_at_most_half_of_every_second_row_from_any_image_of_the_set():
-    plan = plan_epoch(config(pixel_cutmix=True), 0, 1000, 32, 32)
-    top, bottom, left, right = plan.partner_boxes.unbind(dim=-1)
-    area = (bottom - top) * (right - left)
-    assert 32 * 32 * 0.4 < area.max() <= 32 * 32 / 2
-    assert is_binomial(area > 0, 0.5 * (1 - 2 / 16**2))  # sides below 2 are empty
+def published_boxes(rows, size, random):
+    """Draw CutMix's boxes of a Beta(1, 1) area as published (Yun et al.): (rows, 4)."""
+    drawn = []
+    for share in random.beta(1, 1, rows):
+        side, spans = int(size * np.sqrt(share)), []
+        for centre in random.integers(size, size=2):
+            spans += np.clip([centre - side // 2, centre + side // 2], 0, size).tolist()
+        drawn.append(spans)
+    return np.array(drawn)
+
+
+def test_pixel_cutmix_shows_the_own_image_in_a_published_box_of_every_second_row():
+    boxes = plan_epoch(config(pixel_cutmix=True), 0, 3000, 32, 32).own_boxes.flatten(0, 2)
+    mixed = (boxes != torch.tensor([0, 32, 0, 32])).any(dim=1)
+    assert is_binomial(mixed, 0.5)
+    found, expected = boxes[mixed].numpy(), published_boxes(6000, 32, np.random.default_rng(0))
+    for edge in range(4):
+        assert stats.ks_2samp(found[:, edge], expected[:, edge]).pvalue > RARE
+    areas = [(b[:, 1] - b[:, 0]) * (b[:, 3] - b[:, 2]) for b in (found, expected)]
+    assert stats.ks_2samp(*areas).pvalue > RARE
+
+
+def test_the_partners_of_pixel_cutmix_are_any_images_of_the_set():
     partners = []
     for epoch in range(10):
         partners.append(plan_epoch(config(pixel_cutmix=True), epoch, 63, 4, 4).partner_rows)
@@ -343,7 +396,7 @@ def test_pixel_cutmix_takes_at_most_half_of_every_second_row_from_any_image_of_t
 
 def test_pixel_cutmix_off_leaves_its_draws_out_and_the_others_as_they_are():
     off, on = (plan_epoch(config(pixel_cutmix=pixel), 0, 64, 8, 8) for pixel in (False, True))
-    optional = {"partner_rows", "partner_offsets", "partner_flips", "partner_boxes"}
+    optional = {"partner_rows", "partner_offsets", "partner_flips", "own_boxes"}
     assert set(on.tensors()) - set(off.tensors()) == optional
     assert all(getattr(off, name) is None for name in optional)
     assert all(torch.equal(value, on.tensors()[name]) for name, value in off.tensors().items())

@@ -30,6 +30,8 @@ VARIANTS = [
     ("mixshare", dict(unmix_normalize=False, unmix_resize="nearest")),
     ("mixshare", dict(pixel_cutmix=True)),
     ("cut_mixmo", dict(pixel_cutmix=True, members=3)),
+    ("single", dict(pixel_cutmix=True)),
+    ("mixshare", dict(repeat_augmented=True)),
     ("mimo", dict(encoder_init="colinear")),
 ]
 IDS = ["-".join([method, *overrides]) for method, overrides in VARIANTS]
@@ -146,10 +148,13 @@ def row_loss(config, data, draws, log_p, masks, cell):
     member, row = cell
     loss = -log_p[(*cell, data.train_labels[draws["rows"][cell]])]
     if config.pixel_cutmix:
-        top, bottom, left, right = draws["partner_boxes"][cell]
-        share = masks[cell][top:bottom, left:right].sum() / max(masks[cell].sum(), 1e-9)
+        top, bottom, left, right = draws["own_boxes"][cell]
+        visible = masks[cell]
+        share = visible[top:bottom, left:right].sum() / visible.sum() if visible.any() else 1
+        if config.members > 1:
+            share = max(share, 1 - share)
         partner = -log_p[(*cell, data.train_labels[draws["partner_rows"][cell]])]
-        loss = (1 - share) * loss + share * partner
+        loss = share * loss + (1 - share) * partner
     roots = [mask[row].mean() ** (1 / config.loss_root) for mask in masks]
     return config.members * roots[member] / sum(roots) * loss
 
@@ -271,6 +276,86 @@ def test_every_method_trains_to_finite_figures_and_the_files_of_a_run(
             assert all(figure is None or math.isfinite(figure) for figure in figures)
     assert list(run.history.epoch) == [0, 1] and run.history.loss.iloc[1] < run.history.loss.iloc[0]
     assert run.logits.shape == (run.config.members, 100, 10)
+
+
+ACCURACIES = ["test_accuracy_ensemble", "test_accuracy_individual"]
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluated"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (5, [4]), (9, [4])]
+)
+def test_a_run_is_evaluated_every_so_many_epochs_and_after_the_last(every, evaluated, finished):
+    run = finished(**QUICK, epochs=5, evaluate_every=every)
+    plain = finished(**QUICK, epochs=5)
+    history, complete = run.history, plain.history
+    rows = history.index[history[ACCURACIES].notna().all(axis=1)]
+    assert list(rows) == evaluated and complete.notna().all(axis=None)
+    assert history.loc[rows].equals(complete.loc[rows])
+    assert history[ACCURACIES].drop(rows).isna().all(axis=None)
+    others = history.columns.drop(ACCURACIES)
+    assert history[others].equals(complete[others])  # evaluating changes nothing of the training
+    assert history[ACCURACIES].iloc[-1].tolist() == [
+        run.metrics[name.removeprefix("test_")] for name in ACCURACIES
+    ]
+
+
+def normalised_by_hand(data, images):
+    """Normalise (N, H, W, C) uint8 in NumPy to (N, C, H, W) float32."""
+    train = data.train_images.numpy() / 255
+    mean, deviation = train.mean(axis=(0, 1, 2)), train.std(axis=(0, 1, 2))
+    pixels = (images.numpy() / 255 - mean) / deviation
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()
+
+
+@pytest.mark.parametrize("method", ["single", "mixshare"])
+def test_the_accuracy_on_train_images_is_that_of_the_plain_images(method, finished, digits):
+    run = finished(method, **QUICK, epochs=5)
+    inputs = normalised_by_hand(digits, digits.train_images)
+    with torch.no_grad():
+        logits = run.model(torch.stack([inputs] * run.config.members)).mean(dim=0)
+    correct = (logits.argmax(dim=1) == digits.train_labels).sum().item()
+    assert run.metrics["accuracy_train"] == pytest.approx(correct / 300, abs=1e-12)
+    assert run.metrics["accuracy_train"] != run.metrics["accuracy_ensemble"]
+
+
+def evaluated(run, data, precision):
+    """Return the test logits of a run's network in a precision, before they are rounded."""
+    inputs = normalised_by_hand(data, data.test_images)
+    inputs = torch.stack([inputs] * run.config.members)
+    half = precision == "bfloat16"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return run.model(inputs)
+
+
+@pytest.mark.parametrize(("precision", "other"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_run_is_evaluated_in_its_own_precision(precision, other, finished, digits):
+    run = finished(**QUICK, precision=precision)
+    own, foreign = (evaluated(run, digits, each) for each in (precision, other))
+    error, difference = ((run.logits - x).abs().mean() for x in (own, foreign))
+    assert error < 1e-3 and difference > 3 * error
+    again = training.test_logits(run.model, digits, precision)
+    assert (again - own).abs().mean() < 1e-3
+
+
+def test_every_figure_of_a_run_is_computed_in_its_own_precision(monkeypatch):
+    computed, predict = [], training.predict
+
+    def recording_predict(model, data, images, precision):
+        computed.append((len(images), precision))
+        return predict(model, data, images, precision)
+
+    monkeypatch.setattr(training, "predict", recording_predict)
+    mixshare.train(RunConfig.preset("smoke", precision="bfloat16", **QUICK))
+    # after each of two epochs, for the record, and on the train images
+    assert computed == [(100, "bfloat16")] * 3 + [(300, "bfloat16")]
+
+
+def test_logits_of_a_run_in_bfloat16_are_rounded_to_half_precision_alone(finished, digits):
+    run = finished(**QUICK, precision="bfloat16")
+    logits = run.logits
+    assert logits.dtype == torch.float16
+    coarse = (logits == logits.bfloat16().to(logits.dtype)).double().mean()
+    assert coarse < 0.3  # a bfloat16 has 3 bits fewer: an eighth of all halfs are such
 
 
 def test_capture_without_a_gpu_trains_the_same_run_to_the_bit(finished, contents):

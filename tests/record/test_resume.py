@@ -19,7 +19,7 @@ from mixshare import RunConfig, runs, training
 pytestmark = pytest.mark.usefixtures("outputs")
 # In the order in which a run writes them first.
 WRITTEN = ("checkpoint.pt", "history.csv", "config.json", "weights.safetensors", "test_logits.npz")
-WRITTEN += (runs.CHECKSUMS, "metrics.json")
+WRITTEN += (runs.SCORES, runs.CHECKSUMS, "metrics.json")
 CONFIG = RunConfig.preset("smoke", "single", 1, width=0.5)
 STEPS = 4  # of an epoch of 300 images, 64 of them a step
 

@@ -6,8 +6,10 @@ import re
 import shutil
 import socket
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 from sittings import QUICK
 
 import mixshare
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("outputs")
 QUICK_RUN = RunConfig.preset("smoke", "mixshare", 1, **QUICK)
 FIGURES = {
     "accuracy_ensemble",
+    "accuracy_train",
     "accuracy_members",
     "accuracy_individual",
     "nll",
@@ -68,7 +71,8 @@ def test_a_run_lies_in_the_folder_of_its_profile_name_and_seed(outputs):
 
 def test_the_figures_can_be_computed_again_from_the_saved_logits(finished):
     run = finished(**QUICK)
-    figures = {name: value for name, value in run.metrics.items() if name != "provenance"}
+    others = ("provenance", "accuracy_train")
+    figures = {name: value for name, value in run.metrics.items() if name not in others}
     assert metrics.evaluate(run.logits, run.labels) == figures
     assert run.logits.dtype == torch.float16
     assert torch.equal(run.labels, load_data(run.config.dataset).test_labels)
@@ -118,6 +122,62 @@ def test_no_file_of_a_run_names_a_user_a_host_or_a_path(outputs, tmp_path, monke
         text = path.read_bytes().decode("latin-1")
         for name in (user, host, str(tmp_path), str(files.project_root())):
             assert name not in text, path
+
+
+# ---- the scores of each test image
+
+
+def test_the_saved_scores_are_those_of_the_mean_and_of_each_members_logits(finished):
+    run = finished(**QUICK)
+    logits, labels = run.logits.numpy().astype(float), run.labels.numpy()
+    each = np.concatenate([logits.mean(axis=0, keepdims=True), logits])  # (1 + M, N, classes)
+    log_probabilities = log_softmax(each, axis=2)
+    scores = run.scores
+    assert (run.folder / runs.SCORES).is_file() and scores["nll"].shape == (3, len(labels))
+    assert np.array_equal(scores["answer"], each.argmax(axis=2))
+    assert np.array_equal(scores["right"], each.argmax(axis=2) == labels)
+    nll = -log_probabilities[:, np.arange(len(labels)), labels]
+    confidence = np.exp(log_probabilities.max(axis=2))
+    rounded = dict(rel=2**-11, abs=2**-25)  # half a unit of float16's last place
+    assert scores["nll"] == pytest.approx(nll, **rounded)
+    assert scores["confidence"] == pytest.approx(confidence, **rounded)
+
+
+def test_a_run_without_scores_is_finished_and_has_the_same_from_its_logits(copied):
+    run = copied(**QUICK)
+    saved = run.scores
+    (run.folder / runs.SCORES).unlink()
+    runs.write_checksums(run.folder)
+    earlier = mixshare.load(run.config)
+    assert earlier.folder == run.folder and earlier.has_scores
+    assert earlier.scores.keys() == saved.keys()
+    for name, values in saved.items():
+        assert earlier.scores[name].dtype == values.dtype
+        assert np.array_equal(earlier.scores[name], values), name
+
+
+def test_a_run_with_neither_scores_nor_logits_says_that_it_has_no_scores(copied):
+    run = copied(**QUICK)
+    (run.folder / "test_logits.npz").unlink()
+    assert run.has_scores and not run.has_logits
+    (run.folder / runs.SCORES).unlink()
+    assert not run.has_scores
+
+
+def test_scores_of_ten_thousand_images_and_a_hundred_classes_take_less_than_150_kilobytes(
+    tmp_path, record_property
+):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 10_000, 100, generator=generator).half()  # random: hardly compressible
+    labels = torch.randint(100, (10_000,), generator=generator)
+    runs.save_scores(tmp_path / runs.SCORES, logits, labels)
+    size = (tmp_path / runs.SCORES).stat().st_size
+    record_property("bytes", size)
+    assert size < 150_000
+    again = runs.Run(None, tmp_path).scores
+    assert again["right"].shape == (3, 10_000)
+    rights = (logits.double().mean(dim=0).argmax(dim=1) == labels).sum()
+    assert again["right"][0].sum() == rights > 0
 
 
 # ---- the same again
@@ -201,7 +261,7 @@ def test_damaged_metrics_are_refused_in_a_line_and_made_again_by_training(
     check_refused_and_made_again(run, message, in_a_line, finished(**QUICK), contents)
 
 
-@pytest.mark.parametrize("name", runs.RUN_FILES[:-1])
+@pytest.mark.parametrize("name", [name for name in runs.RUN_FILES[:-1] if name != runs.SCORES])
 def test_a_run_with_a_file_missing_is_not_finished_and_is_made_again(
     name, copied, published, finished, contents, in_a_line
 ):
@@ -215,6 +275,7 @@ PARTS = [
     ("weights.safetensors", "model", ("cut", "empty", "noise")),
     ("test_logits.npz", "logits", ("cut", "empty", "noise")),
     ("test_logits.npz", "labels", ("cut", "empty", "noise")),
+    (runs.SCORES, "scores", ("cut", "empty", "noise")),
     ("history.csv", "history", ("empty", "noise")),
 ]
 

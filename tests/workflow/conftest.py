@@ -22,7 +22,10 @@ Call = namedtuple("Call", "status output")
 
 
 def words_of(outputs: Path, *options: str, where: Path | str = "local", **config: str) -> list[str]:
-    """Return Snakemake's words for a batch, by default of one smoke run, in a test's own folder."""
+    """Return Snakemake's words for a batch, by default of single networks of seed 1, in a folder.
+
+    They are two smoke runs: the second is the control that trains on as many rows as the others.
+    """
     chosen = {"profile": "smoke", "methods": "single", "seeds": "1"} | config
     paths = {
         "--snakefile": WORKFLOW / "Snakefile",

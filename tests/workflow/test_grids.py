@@ -113,6 +113,36 @@ class TestReading:
         in_a_line(caught.value)
 
 
+class TestControls:
+    """The default batch trains single networks on as many rows as the multi-input ones."""
+
+    @staticmethod
+    def controls(profile: str, methods=("single", "mixshare"), seeds=(4, 5)) -> list[RunConfig]:
+        grid = grids.select("", profile, list(methods), list(seeds), "mixshare")
+        assert grid.configs[: len(methods) * len(seeds)] + list(grid.controls) == grid.configs
+        return list(grid.controls)
+
+    def test_they_see_each_image_as_often_as_mixshare_with_every_seed(self):
+        assert self.controls("digits") == [
+            RunConfig.preset("digits", "single", seed, batch_repetition=2) for seed in (4, 5)
+        ]
+        repeated = {config.batch_repetition for config in self.controls("digits")}
+        assert repeated == {RunConfig.preset("digits", "mixshare").batch_repetition}
+
+    @pytest.mark.parametrize("profile", ["photographs", "paper"])
+    def test_where_repetition_halves_the_rate_the_first_seed_has_it_unhalved_too(self, profile):
+        *halved, unhalved = self.controls(profile)
+        formula = 0.1 * 64 / 128  # appendix A, for a batch repetition of 1
+        assert [config.learning_rate for config in halved] == [formula / 2] * 2
+        assert (unhalved.seed, unhalved.learning_rate) == (4, formula)
+        assert {config.batch_repetition for config in (*halved, unhalved)} == {2}
+        assert {config.method for config in (*halved, unhalved)} == {"single"}
+
+    def test_without_single_networks_and_in_a_grid_of_ones_own_there_are_none(self):
+        assert self.controls("digits", ["mimo", "mixshare"]) == []
+        assert grids.select(SMOKE, "digits", [], [], "mixshare").controls == ()
+
+
 @pytest.fixture(scope="module")
 def made(finished):
     """Return the finished runs of the grid `smoke`."""
@@ -127,13 +157,22 @@ def rows(made):
 
 
 class TestResults:
-    def test_each_cell_is_compared_with_the_baseline_of_the_same_settings(self, rows):
-        pairs = results.paired(rows, "mixshare").set_index("other")["method"].to_dict()
-        assert pairs == {
-            "single+width=0.5": "mixshare+width=0.5",
-            "single": "mixshare",
-            "mixshare+width=0.5": "mixshare",
-        }
+    def test_each_cell_is_compared_with_the_baseline_of_the_same_settings(self, made):
+        pairs = results.paired(made, "mixshare")
+        for _, family in pairs.groupby("figure"):
+            assert dict(zip(family["other"], family["method"], strict=True)) == {
+                "single+width=0.5": "mixshare+width=0.5",
+                "single": "mixshare",
+                "mixshare+width=0.5": "mixshare",
+            }
+        assert len(pairs) == 2 * 3  # accuracy and NLL
+
+    def test_a_difference_is_that_of_the_two_methods_mean_figures(self, made):
+        pairs = results.paired(made, "mixshare").set_index(["other", "figure"])["difference"]
+        for figure in ("accuracy_ensemble", "nll"):
+            means = results.per_run(made).groupby("method")[figure].mean()
+            wanted = means["mixshare"] - means["single"]
+            assert pairs["single", figure] == pytest.approx(wanted, abs=1e-3)  # float16 scores
 
     def test_deep_ensembles_are_of_single_networks_of_one_configuration_and_pay_for_each(
         self, made

@@ -9,7 +9,7 @@ import targets
 import torch
 
 from mixshare import RunConfig, runs
-from mixshare.config import COMMON, PROFILES
+from mixshare.config import PROFILES
 from mixshare.files import project_root
 
 preset = RunConfig.preset
@@ -50,7 +50,7 @@ class TestRequests:
             fields = json.loads((path.parent / "config.json").read_text())
             # A run may have been made elsewhere than it would ask for.
             device = "cpu" if made_by["device"].startswith("cpu") else "cuda"
-            config = RunConfig.from_dict(COMMON | fields | {"device": device})
+            config = RunConfig.from_dict(fields | {"device": device})
             minutes = needs.training_request(config).minutes
             shares[str(path)] = made_by["wall_seconds"] / 60 / minutes
         assert len(shares) > 20 and max(shares.values()) < 2 / 3

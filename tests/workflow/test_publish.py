@@ -12,6 +12,9 @@ from mixshare.checks import FileProblem
 from mixshare.config import PROFILES
 from mixshare.files import project_root, published_folder, read_json
 
+# Of a smoke run: its scores follow from its logits.
+COPIED = {name for name in runs.RUN_FILES if name != runs.SCORES}
+
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
@@ -49,7 +52,7 @@ class TestProfile:
         (folder / "checkpoint.pt").write_bytes(b"1")
         publish.publish("smoke")
         chapters = {"01_training.ipynb", "05_results.ipynb"}
-        assert names_in(published) == {*runs.RUN_FILES, *chapters, "results.csv"}
+        assert names_in(published) == {*COPIED, *chapters, "results.csv"}
         copy = published / "smoke" / "single" / "seed-1" / "weights.safetensors"
         assert copy.read_bytes() == (folder / "weights.safetensors").read_bytes()
 
@@ -88,6 +91,19 @@ class TestProfile:
             ("seed-3", "weights.safetensors"),
             ("seed-2", "test_logits.npz"),
         }
+
+    @pytest.mark.parametrize("patterns", [["*"], []], ids=["published", "left out"])
+    def test_publishes_the_scores_of_its_rows_patterns_and_none_of_a_run_that_has_none(
+        self, patterns, ready, published, monkeypatch
+    ):
+        monkeypatch.setitem(publish.LARGE_FILES, "smoke", {runs.SCORES: patterns})
+        _, earlier = ready(1, 2)
+        (earlier / runs.SCORES).unlink()
+        runs.write_checksums(earlier)
+        publish.publish("smoke")
+        copies = [path.parent.name for path in published.rglob(runs.SCORES)]
+        assert copies == (["seed-1"] if patterns else [])
+        assert runs.first_corrupt_file(published / "smoke" / "single" / "seed-2") is None
 
     def test_refuses_a_file_that_names_this_machine(self, ready, published):
         (folder,) = ready(1)
@@ -132,7 +148,7 @@ class TestGrid:
 
     def test_it_is_added_to_what_is_there_without_training_chapters(self, made):
         publish.publish("digits", grid="some.yml")
-        assert names_in(made) == {"old.txt", *runs.RUN_FILES}
+        assert names_in(made) == {"old.txt", *COPIED}
         assert (made / "old.txt").read_text() == "old"
 
     def test_published_again_it_replaces_its_own_files(self, made):
@@ -191,15 +207,23 @@ class TestLargeFiles:
     def test_the_table_has_a_row_for_each_profile_and_names_large_files_alone(self):
         assert set(publish.LARGE_FILES) == set(PROFILES)
         for row in publish.LARGE_FILES.values():
-            assert set(row) == set(runs.LARGE_FILES)
+            assert set(row) <= {*runs.LARGE_FILES, runs.SCORES}
 
     def test_it_is_what_is_published_of_each_run(self):
         records = list(published_folder().glob("*/*/seed-*/config.json"))
         assert len(records) > 100
         for path in records:
-            wanted = publish.run_files(RunConfig.from_dict(read_json(path)))
+            wanted = set(publish.run_files(RunConfig.from_dict(read_json(path))))
+            if "accuracy_train" not in read_json(path.with_name("metrics.json")):
+                wanted.discard(runs.SCORES)  # an earlier run, which has none
             found = {file.name for file in path.parent.iterdir()} - {"01_training.ipynb"}
-            assert found == set(wanted), path.parent
+            assert found == wanted, path.parent
+
+    def test_each_images_score_is_published_or_the_logits_from_which_it_follows(self):
+        for profile in ("smoke", "digits", "photographs", "paper"):
+            for config in (RunConfig.preset(profile, "mixshare", 9), RunConfig.preset(profile)):
+                files = publish.run_files(config)
+                assert {runs.SCORES, "test_logits.npz"} & set(files), config.name
 
 
 def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monkeypatch):

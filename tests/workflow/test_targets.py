@@ -13,21 +13,35 @@ import targets
 
 from mixshare import RunConfig, runs
 from mixshare.chapters import chapter_path, grids
+from mixshare.chapters.studies import ADJUSTMENTS
 from mixshare.files import project_root
 
 SMOKE = "workflow/grids/smoke.yml"
 RUN_PY = project_root() / "workflow" / "run.py"
 
 
-def test_the_default_batch_is_four_methods_three_seeds_the_features_and_the_table():
+def test_the_default_batch_is_four_methods_and_a_control_three_seeds_the_features_and_the_table():
     batch = targets.results("digits")
     trained = [target.config for target in batch if target.config]
     chapters = [target.chapter for target in batch]
-    assert chapters == ["01_training"] * 12 + ["03_subnetwork_features", "05_results"]
-    assert {config.name for config in trained} == {"single", "mimo", "cut_mixmo", "mixshare"}
-    assert {config.seed for config in trained} == {1, 2, 3}
+    assert chapters == ["01_training"] * 15 + ["03_subnetwork_features", "05_results"]
+    methods = ("single", "mimo", "cut_mixmo", "mixshare", "single+batch_repetition=2")
+    wanted = {(name, seed) for name in methods for seed in (1, 2, 3)}
+    assert {(config.name, config.seed) for config in trained} == wanted
     first = runs.run_folder(RunConfig.preset("digits", "single", 1))
     assert batch[0].output == first / "01_training.ipynb"
+
+
+def test_a_batch_without_single_networks_has_no_control_of_them():
+    names = {target.config.name for target in targets.results("digits", ["mimo"]) if target.config}
+    assert names == {"mimo"}
+
+
+def test_the_control_is_read_by_the_table_and_not_by_the_features():
+    *_, features, table = targets.results("digits")
+    control = runs.run_folder(RunConfig.preset("digits", "single", 3, batch_repetition=2))
+    assert control / "metrics.json" in table.reads
+    assert {config.method for config in features.studied} == {"mimo", "cut_mixmo", "mixshare"}
 
 
 class TestStudies:
@@ -38,7 +52,12 @@ class TestStudies:
 
     def test_each_run_is_made_once_however_many_chapters_need_it(self, batch):
         made = [target.config for target in batch if target.config]
-        assert len(made) == len({config.digest for config in made}) == 12 + 57
+        assert len(made) == len({config.digest for config in made})
+        starts = 3  # encoders that are neither identical nor independent: chapter 02 alone
+        halves = 2  # networks of half the cost for each seed
+        # chapter 04 has the independent encoders, with unmixing and without, as well
+        assert len(made) == 15 + 3 * (starts + len(ADJUSTMENTS) + halves)
+        assert sum(config.name == "single+width=0.7" for config in made) == 3 * halves
 
     def test_every_run_that_a_chapter_reads_is_made(self, batch):
         made = {target.output.parent for target in batch if target.config}
@@ -46,7 +65,7 @@ class TestStudies:
         assert read == made
 
     def test_it_holds_the_default_batch_so_that_nothing_of_it_is_made_again(self, batch):
-        assert batch[:14] == targets.results("digits")
+        assert batch[:17] == targets.results("digits")
         chapters = {path.stem for path in (project_root() / "notebooks").glob("0[1-5]*.ipynb")}
         assert {target.chapter for target in batch} == chapters | {None}
 
@@ -60,14 +79,15 @@ class TestStudies:
 
 
 def test_a_chapter_shows_a_run_of_the_batch_by_default_mixshares_with_seed_1():
-    for methods, seeds, shown in (
-        (["mimo", "mixshare"], [3, 1], {}),
-        (["mimo", "cut_mixmo"], [2, 5], {"seed": 2, "method": "cut_mixmo"}),
+    for methods, seeds, *shown in (
+        (["mimo", "mixshare"], [3, 1], {}, {}),
+        (["mimo", "cut_mixmo"], [2, 5], {"seed": 2}, {"seed": 2, "method": "cut_mixmo"}),
     ):
-        for target in targets.results("smoke", methods, seeds)[-2:]:
+        studies = targets.results("smoke", methods, seeds)[-2:]
+        for target, wanted in zip(studies, shown, strict=True):
             execute.check_against(chapter_path(target.chapter), target.parameters)
             names = {"seed", "method"} & set(target.parameters)
-            assert {name: target.parameters[name] for name in names} == shown
+            assert {name: target.parameters[name] for name in names} == wanted
     batch = targets.studies("smoke", [4])
     (kernels,) = [target for target in batch if target.chapter == "02_kernel_alignment"]
     assert kernels.parameters["seed"] == 4 and "method" not in kernels.parameters
@@ -149,6 +169,15 @@ class TestWrongBatch:
         assert "did you mean smoke" in done.stderr and not outputs.exists()
 
 
+def test_chapter_06_times_the_papers_own_network_in_all_profiles_but_smoke(outputs):
+    assert "overrides" not in targets.speed("smoke")[0].parameters  # the chapter's own: smaller
+    (speed,) = targets.speed("digits")
+    assert speed.parameters["overrides"] == {}
+    execute.check_against(chapter_path("06_speed"), speed.parameters)
+    mine = targets.chapter("06_speed", speed.parameters | {"overrides": {"capture": True}})
+    assert mine.command() != speed.command() and mine.output == speed.output
+
+
 def contents_and_times(folder: Path) -> dict[Path, tuple[bytes, int]]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
@@ -170,7 +199,7 @@ class TestPreparing:
 
     def test_without_one_of_the_runs_files_the_chapter_is_stale(self, target):
         chapter = target.output.read_bytes()
-        for name in runs.RUN_FILES:
+        for name in [name for name in runs.RUN_FILES if name != runs.SCORES]:
             path = target.output.parent / name
             content = path.read_bytes()
             path.unlink()
@@ -187,6 +216,26 @@ class TestPreparing:
         aside = folder.with_name("seed-1.old-1")
         assert not folder.exists() and (aside / "metrics.json").is_file()
         assert "depth 16 there, 10 here" in capsys.readouterr().out
+
+    def test_a_run_without_a_chapter_keeps_its_metrics_when_it_is_moved_aside(self, copied):
+        run = copied("single", 1)
+        before = contents_and_times(run.folder)
+        path = run.folder / "config.json"
+        path.write_text(path.read_text().replace('"depth": 10', '"depth": 16'))
+        alone = targets.run_alone(run.config)
+        assert alone.output == run.folder / "metrics.json"
+        targets.prepare([alone])
+        aside = run.folder.with_name("seed-1.old-1")
+        kept = contents_and_times(aside)
+        assert {path.name for path in kept} == {path.name for path in before}
+        assert kept[aside / "metrics.json"] == before[alone.output]
+
+    def test_a_run_of_which_only_the_scores_are_missing_is_left_alone(self, target, capsys):
+        (target.output.parent / runs.SCORES).unlink()
+        before = contents_and_times(target.output.parent)
+        targets.prepare([target])
+        assert contents_and_times(target.output.parent) == before
+        assert "1 of 1 runs and chapters are done" in capsys.readouterr().out
 
     def test_a_chapter_made_from_an_older_text_is_stale_but_its_run_is_kept(self, target):
         notebook = json.loads(target.output.read_text())

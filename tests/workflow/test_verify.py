@@ -8,6 +8,7 @@ import math
 import os
 
 import execute
+import numpy as np
 import pandas as pd
 import pytest
 import run as command_line
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mixshare import RunConfig, metrics, runs
 from mixshare.files import published_folder, read_json
 
+RIGHT = "right answers in test_scores.npz, against the data set"
 COMES_OUT_AGAIN = "its outputs come out again ("
 CHAPTER = "chapter 01, executed again by nbval"
 ACCURACIES = [
@@ -62,8 +64,13 @@ def test_a_run_is_what_it_says_and_comes_out_again_from_scratch_to_the_bit(copie
     before = contents_of(run.folder)
     sound, verdicts = verified(run.folder, retrain=True)
     assert sound and contents_of(run.folder) == before
-    figures = [name for name in run.metrics if name != "provenance"]
-    for source in ("from the saved answers", "from the saved weights", "trained from scratch"):
+    of_answers = [name for name in run.metrics if name not in ("provenance", "accuracy_train")]
+    of_weights = [*of_answers, "accuracy_train"]
+    for source, figures in (
+        ("from the saved answers", of_answers),
+        ("from the saved weights", of_weights),
+        ("trained from scratch", of_weights),
+    ):
         assert {verdicts[f"{name}, {source}"] for name in figures} == {verify.EQUAL}
     for what in (
         "answers of the saved weights",
@@ -71,6 +78,15 @@ def test_a_run_is_what_it_says_and_comes_out_again_from_scratch_to_the_bit(copie
         "history.csv, trained from scratch",
     ):
         assert verdicts[what] == verify.EQUAL
+
+
+def test_a_run_in_half_precision_is_what_it_says_and_its_weights_answer_to_the_bit(
+    copied, verified
+):
+    run = copied("mixshare", 1, precision="bfloat16")
+    sound, verdicts = verified(run.folder)
+    assert sound and verdicts["answers of the saved weights"] == verify.EQUAL
+    assert verdicts["accuracy_train, from the saved weights"] == verify.EQUAL
 
 
 class TestDamage:
@@ -90,6 +106,32 @@ class TestDamage:
         run = copied("mixshare", 1)
         rewrite(run, nll=run.metrics["nll"] + 1e-9)
         assert differences(verified(run.folder)[1]) == ["nll, from the saved answers"]
+
+    def test_another_accuracy_on_the_training_images_is_different_from_the_weights_alone(
+        self, copied, verified
+    ):
+        run = copied("mixshare", 1)
+        rewrite(run, accuracy_train=run.metrics["accuracy_train"] + 0.01)
+        assert differences(verified(run.folder)[1]) == ["accuracy_train, from the saved weights"]
+
+    @pytest.mark.parametrize(
+        ("name", "change", "checks"),
+        [
+            ("right", np.logical_not, [RIGHT, "accuracy_ensemble", "accuracy_members"]),
+            ("nll", lambda nll: nll + 0.01, ["nll", "nll_members"]),
+            ("answer", lambda answer: answer + 1, [RIGHT]),
+        ],
+    )
+    def test_scores_of_other_answers_fail_even_with_their_checksum_renewed(
+        self, name, change, checks, copied, verified
+    ):
+        run = copied("mixshare", 1)
+        scores = run.scores
+        scores = scores | {name: change(scores[name]).astype(scores[name].dtype)}
+        np.savez_compressed(run.folder / runs.SCORES, **scores)
+        runs.write_checksums(run.folder)
+        found = differences(verified(run.folder)[1])
+        assert [check.removesuffix(", from each image's score") for check in found] == checks
 
     def test_what_is_no_number_is_different_from_every_number(self):
         wanted = [0.5, [0.25, 0.5]]

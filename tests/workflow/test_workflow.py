@@ -36,13 +36,18 @@ def times(folder: Path) -> dict[Path, int]:
 def failed(reproduce, finished, executed, tmp_path_factory):
     """Run a batch of three runs: one is done, one can't be resumed, one is damaged.
 
-    The log of the chapter that reads them all is of an earlier batch.
+    Their controls are done. The log of the chapter that reads them all is of an earlier batch.
     """
     outputs = tmp_path_factory.mktemp("batch")
     done, broken, damaged = (outputs / "smoke" / "single" / f"seed-{n}" for n in (4, 5, 6))
     for folder in (done, damaged):
         shutil.copytree(finished("single", int(folder.name[-1])).folder, folder)
     executed(done)
+    for seed in (4, 5, 6):
+        control = finished("single", seed, batch_repetition=2)
+        copy = runs.run_folder(control.config, outputs)
+        shutil.copytree(control.folder, copy)
+        executed(copy)
     (damaged / "weights.safetensors").unlink()
     (damaged / "metrics.json").write_text((damaged / "metrics.json").read_text()[:50])
     broken.mkdir()
@@ -78,7 +83,7 @@ def test_the_last_line_counts_what_became_of_each_target_and_names_the_log_of_a_
     outputs, ended = failed
     log = outputs / "smoke" / "single" / "seed-5" / "01_training.ipynb.log"
     assert "checkpoint.pt is damaged or no checkpoint" in log.read_text()
-    last = f"mixshare: 1 made, 1 reused, 1 failed, 1 not begun; see {log}"
+    last = f"mixshare: 1 made, 4 reused, 1 failed, 1 not begun; see {log}"
     assert last in ended.output.splitlines()
 
 
@@ -117,7 +122,7 @@ def test_what_is_done_is_not_done_again_whatever_the_files_times(made, reproduce
     before = times(made)
     again = reproduce(made, "4,5,6")
     assert again.status == 0 and "Nothing to be done" in again.output
-    assert "4 of 4 runs and chapters are done" in capsys.readouterr().out
+    assert "7 of 7 runs and chapters are done" in capsys.readouterr().out
     assert times(made) == before
 
 

@@ -1,0 +1,137 @@
+"""How sure a difference is: over seeds, over test images, and over a family of comparisons.
+
+A difference is called one only where both intervals, over seeds and over images, leave out zero.
+Dimensions: S seeds, N test images.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.05  # of a verdict; intervals cover 95 %
+REPLICATES = 4000  # bootstrap samples of the test images
+LEAST_DIFFERING = 10  # test images that must differ before a difference gets a verdict
+TOO_FEW = "too few images differ"
+UNDECIDED = "can't tell"
+# Of a family's table.
+COLUMNS = (
+    *("difference", "seeds_low", "seeds_high", "images_low", "images_high"),
+    *("p", "seeds", "differing", "holm", "raw", "verdict"),
+)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % t interval, (mean, low, high); no interval for one value."""
+    values = np.asarray(values, float)
+    n = len(values)
+    mean = values.mean()
+    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return mean, mean - half, mean + half
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Compare two methods on the same seeds and test images.
+
+    Args:
+        first, second: (S, N), a score of each image, such as 1 where it is classified right.
+
+    Returns:
+        `difference`, first minus second; its interval over seeds (paired t) and over images
+        (paired bootstrap, seeds averaged); `p`, the larger of the two p values; `seeds`, in how
+        many the sign is that of the mean; `differing`, the images on which the two differ.
+    """
+    each = np.asarray(first, float) - np.asarray(second, float)  # (S, N)
+    by_seed, by_image = each.mean(axis=1), each.mean(axis=0)
+    mean, seeds_low, seeds_high = interval(by_seed)
+    images_low, images_high, p_images = over_images(by_image)
+    p_seeds = _p_seeds(by_seed)
+    return {
+        "difference": mean,
+        "seeds_low": seeds_low,
+        "seeds_high": seeds_high,
+        "images_low": images_low,
+        "images_high": images_high,
+        "p": np.fmax(p_seeds, p_images) if len(by_seed) > 1 else np.nan,
+        "seeds": f"{(np.sign(by_seed) == np.sign(mean)).sum()} of {len(by_seed)}",
+        "differing": int((each != 0).any(axis=0).sum()),
+    }
+
+
+def _p_seeds(values: np.ndarray) -> float:
+    """Return the p value of a paired t test; of equal values that are not 0 the least there is."""
+    if len(values) < 2:
+        return np.nan
+    deviation = values.std(ddof=1)
+    if deviation == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    t = values.mean() / (deviation / len(values) ** 0.5)
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+
+
+def over_images(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Bootstrap the mean of (N,) over test images: its 95 % interval, and p for a mean of 0."""
+    random = np.random.Generator(np.random.Philox(seed))
+    means = np.array(
+        [values[random.integers(len(values), size=len(values))].mean() for _ in range(REPLICATES)]
+    )
+    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+    tail = 1 + min((means <= 0).sum(), (means >= 0).sum())
+    return low, high, min(1.0, 2 * tail / (REPLICATES + 1))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Adjust the p values of a family of comparisons (Holm 1979); NaN stays, and does not count."""
+    p = np.asarray(p, float)
+    adjusted, order = np.full(len(p), np.nan), np.argsort(p)
+    order = order[~np.isnan(p[order])]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+def family(comparisons: Sequence[dict[str, Any]], expected: Sequence[int] = ()) -> pd.DataFrame:
+    """Judge comparisons that belong together: each by its own p, and by Holm's over all of them.
+
+    Args:
+        comparisons: From `difference`, with more columns where wanted.
+        expected: The sign that is claimed of each; by default none.
+
+    Returns:
+        A row a comparison, with `holm`, `raw` and `verdict`.
+    """
+    table = pd.DataFrame(comparisons)
+    if table.empty:
+        return table
+    expected = list(expected) or [0] * len(table)
+    adjusted = holm(table["p"])
+    columns = {"holm": adjusted}
+    for name, p in (("raw", table["p"]), ("verdict", adjusted)):
+        rows = zip(comparisons, p, expected, strict=True)
+        columns[name] = [verdict(*row) for row in rows]
+    return table.assign(**columns)
+
+
+def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
+    """Judge a comparison.
+
+    Args:
+        comparison: From `difference`.
+        p: Its own p value, or that of `holm`.
+        expected: The sign that is claimed of it, or 0.
+
+    Returns:
+        UNDECIDED, or TOO_FEW; else of an expected sign "supports" or "contradicts", and of none
+        "higher" or "lower".
+    """
+    if comparison["differing"] < LEAST_DIFFERING:
+        return TOO_FEW
+    ends = [comparison[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
+    if not p < LEVEL or ends[0] == ends[1] or not (min(ends) > 0 or max(ends) < 0):
+        return UNDECIDED
+    sign = 1 if min(ends) > 0 else -1
+    if not expected:
+        return "higher" if sign > 0 else "lower"
+    return "supports" if sign == expected else "contradicts"
