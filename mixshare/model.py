@@ -190,8 +190,10 @@ class MimoWideResNet(nn.Module):
             pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
         else:
             pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        # In half precision, logits of several classes would be equal by rounding.
-        with torch.autocast(features.device.type, enabled=False):
+        # In half precision, logits of several classes would be equal by rounding. Torch knows no
+        # autocast on the device "meta", where multiply-adds are counted without computing.
+        device = "cpu" if features.is_meta else features.device.type
+        with torch.autocast(device, enabled=False):
             pairs = zip(self.classifiers, pooled.to(self.norm.weight.dtype), strict=True)
             return torch.stack([d(x) for d, x in pairs])
 
