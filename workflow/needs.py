@@ -27,7 +27,7 @@ START_MEGABYTES = 2_000
 # what the published runs reach on a quiet one. On a GPU: a guess on the safe side.
 CORE_SPEED = 2.4e9
 GPU_SPEED = 1e11
-CORE_MINUTES = 120  # a run that takes longer on one core is worth the wait for a GPU
+CORE_MINUTES = 240  # a run that takes longer on one core is worth the wait for a GPU
 # Requested by jobs that may share one: half of it is the run's own time, and a job of its own
 # costs half a minute more.
 SHORT_MINUTES = 10

@@ -25,7 +25,10 @@ _FIRST = [f"{method}/seed-1" for method in METHODS]
 LARGE_FILES = {
     "smoke": {"test_scores.npz": []},
     # test scores are computed from the logits, which are small
-    "digits": {"weights.safetensors": [*_PLAIN, "*+precision=bfloat16/*"], "test_scores.npz": []},
+    "digits": {
+        "weights.safetensors": [*_PLAIN, "single+batch_repetition=2/*", "*+precision=bfloat16/*"],
+        "test_scores.npz": [],
+    },
     # logits of 10,000 images: 40 MB
     "cifar100-lite": {"weights.safetensors": _PLAIN, "test_logits.npz": []},
     # of 100 classes and 10,000 images the scores, and weights: 0.8 MB a run

@@ -7,8 +7,9 @@ and fixed inputs. Dimensions: M members, N images, F fixed inputs, K classes.
 import torch
 from torch import Tensor, nn
 
+from mixshare.chapters.bootstrap import resamples
 from mixshare.checks import InvalidValue
-from mixshare.features import Parts, feature_maps, parts, resamples
+from mixshare.features import Parts, feature_maps, parts
 
 
 def cka(

@@ -14,6 +14,7 @@ from scipy import stats
 LEVEL = 0.05  # of a verdict; intervals cover 95 %
 REPLICATES = 4000  # bootstrap samples of the test images
 LEAST_DIFFERING = 10  # test images that must differ before a difference gets a verdict
+DECIMALS = 12  # of a mean: sums in another order are equal
 TOO_FEW = "too few images differ"
 UNDECIDED = "can't tell"
 # Of a family's table.
@@ -26,10 +27,14 @@ COLUMNS = (
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean and its 95 % t interval, (mean, low, high); no interval for one value."""
     values = np.asarray(values, float)
-    n = len(values)
-    mean = values.mean()
-    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    n, mean = len(values), values.mean().round(DECIMALS)
+    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * _deviation(values) / n**0.5 if n > 1 else np.nan
     return mean, mean - half, mean + half
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Return the standard deviation, of equal values exactly 0."""
+    return values.std(ddof=1) if np.ptp(values) else 0.0
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
@@ -44,7 +49,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         many the sign is that of the mean; `differing`, the images on which the two differ.
     """
     each = np.asarray(first, float) - np.asarray(second, float)  # (S, N)
-    by_seed, by_image = each.mean(axis=1), each.mean(axis=0)
+    by_seed, by_image = each.mean(axis=1).round(DECIMALS), each.mean(axis=0)
     mean, seeds_low, seeds_high = interval(by_seed)
     images_low, images_high, p_images = over_images(by_image)
     p_seeds = _p_seeds(by_seed)
@@ -64,7 +69,7 @@ def _p_seeds(values: np.ndarray) -> float:
     """Return the p value of a paired t test; of equal values that are not 0 the least there is."""
     if len(values) < 2:
         return np.nan
-    deviation = values.std(ddof=1)
+    deviation = _deviation(values)
     if deviation == 0:
         return 1.0 if values[0] == 0 else 0.0
     t = values.mean() / (deviation / len(values) ** 0.5)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
-from mixshare.chapters import results, similarity, statistics
+from mixshare.chapters import bootstrap, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.plan import plan_epoch
@@ -197,7 +197,7 @@ def _both_members(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return the first two members' importances, block by block: (1 + R, C_k) each."""
     members = (
-        features.bootstrap_importance(network, images, images[:FIXED], member, replicates)
+        bootstrap.importance(network, images, images[:FIXED], member, replicates)
         for member in (0, 1)
     )
     return zip(*members, strict=True)

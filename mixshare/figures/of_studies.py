@@ -195,7 +195,8 @@ def adjustments(table: pd.DataFrame) -> Figure:
     bases = list(table["base"].unique())
     groups = [rows for _, rows in table.groupby("base", sort=False)]
     table = pd.concat(groups, ignore_index=True)
-    changes = table.drop_duplicates(["base", "change"])["change"]
+    table["place"] = table.groupby(["base", "change"], sort=False).ngroup()
+    changes = table.drop_duplicates("place")["change"]
     count = len(changes)
     with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
         left, right = axes[0]
@@ -211,11 +212,11 @@ def adjustments(table: pd.DataFrame) -> Figure:
 
 def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float, ticks: Sequence[float]) -> None:
     labelled = set()
-    for y, row in enumerate(table.itertuples()):
+    for row in table.itertuples():
         label = None if row.base in labelled else title(row.base)
         labelled.add(row.base)
         style = style_of(row.base) | {"label": label}
-        draw_comparison(panel, (y, y + BESIDE), row, scale, **style)
+        draw_comparison(panel, (row.place, row.place + BESIDE), row, scale, **style)
     panel.axvline(0, color="black", linewidth=0.6)
     panel.axvspan(-ticks[0], ticks[0], color=FAINT, alpha=0.25, linewidth=0)
     panel.set_xscale("symlog", linthresh=ticks[0], linscale=1.5)

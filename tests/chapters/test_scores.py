@@ -18,7 +18,7 @@ from scipy.spatial.distance import braycurtis
 from scipy.stats import ks_2samp
 
 from mixshare import MimoWideResNet, features
-from mixshare.chapters import similarity
+from mixshare.chapters import bootstrap, similarity
 from mixshare.features import Parts
 
 any_example = settings(deadline=None, max_examples=80)
@@ -191,18 +191,18 @@ class TestTheClassifiersCosine:
 
 class TestResamples:
     def test_draw_as_many_as_there_are_and_begin_with_each_once(self):
-        for drawn, size in zip(features.resamples(30, 5, 7), (30, 5), strict=True):
+        for drawn, size in zip(bootstrap.resamples(30, 5, 7), (30, 5), strict=True):
             assert drawn.shape == (8, size)
             assert (drawn[0] == 1).all() and (drawn.sum(dim=1) == size).all()
             assert len(drawn.unique(dim=0)) == 8
 
     def test_draw_everything_equally_often(self):
-        for drawn in features.resamples(20, 4, 4000):
+        for drawn in bootstrap.resamples(20, 4, 4000):
             means = drawn[1:].mean(dim=0)
             assert (means - 1).abs().max() < 5 * drawn[1:].std() / 4000**0.5
 
     def test_are_pinned(self):
-        assert [drawn[1].tolist() for drawn in features.resamples(6, 4, 1, seed=3)] == [
+        assert [drawn[1].tolist() for drawn in bootstrap.resamples(6, 4, 1, seed=3)] == [
             [0.0, 0.0, 1.0, 4.0, 1.0, 0.0],
             [0.0, 1.0, 2.0, 1.0],
         ]
@@ -273,7 +273,7 @@ class TestCka:
         model, pictures, fixed = network(), images(30, 3, 8, 8), images(3, 3, 8, 8, seed=2)
         found = similarity.cka(model, pictures, fixed, batch=10, replicates=4, seed=7)
         assert found.shape == (5, 3) and len(found.unique(dim=0)) == 5
-        weights, counts = (drawn.long() for drawn in features.resamples(3, 3, 4, seed=7))
+        weights, counts = (drawn.long() for drawn in bootstrap.resamples(3, 3, 4, seed=7))
         batches = pictures.unflatten(0, (3, 10))
         for r in range(5):
             drawn = batches.repeat_interleave(weights[r], dim=0).flatten(0, 1)
@@ -352,7 +352,7 @@ class TestCrossTalk:
         model, labels = network(), torch.arange(9) % 5
         pictures, others = images(9, 3, 8, 8), images(4, 3, 8, 8, seed=2)
         scores = similarity.cross_talk(model, pictures, labels, others, replicates=5, seed=3)
-        weights, counts = (drawn.long() for drawn in features.resamples(9, 4, 5, seed=3))
+        weights, counts = (drawn.long() for drawn in bootstrap.resamples(9, 4, 5, seed=3))
         for r in range(6):
             rows = torch.arange(9).repeat_interleave(weights[r])
             fixed = others.repeat_interleave(counts[r], dim=0)
@@ -371,7 +371,7 @@ class TestCrossTalk:
             for shape in ((6, 1), (1, 80), (6, 80))
         )
         logits = by_other + by_image + interaction * by_both
-        samples = zip(*features.resamples(80, 6, 600), strict=True)
+        samples = zip(*bootstrap.resamples(80, 6, 600), strict=True)
         shares = torch.stack([similarity.share_from_others(logits, *each) for each in samples])
         estimate, replicates = shares[0], shares[1:]
         low, high = replicates.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))

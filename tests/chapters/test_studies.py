@@ -416,6 +416,14 @@ class TestAdjustments:
             assert len(part) == len(rows)
             assert {*zip(part["base"], part["change"], strict=True)} == rows
 
+    def test_have_the_sign_that_is_expected_of_each_figure(self, adjusted):
+        rows = adjusted.set_index(["base", "change", "figure"])["expected"]
+        for row in studies.ADJUSTMENTS:
+            assert rows[row.base, row.change].to_dict() == {
+                "accuracy_ensemble": row.expected,
+                "nll": -row.expected,
+            }
+
     def test_are_compared_with_their_own_base_seed_by_seed(self, adjusted):
         rows = adjusted.set_index(["base", "change", "figure"])
         for adjustment, figure in product(studies.ADJUSTMENTS, FIGURES):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 import mixshare
 from mixshare import MimoWideResNet, features
 from mixshare.batch import Normalise
+from mixshare.chapters import bootstrap
 from mixshare.data import load_data
 from mixshare.features import Parts
 
@@ -138,7 +139,7 @@ class TestBlockImportance:
 
         (found,) = features.block_importance(identity, pictures, pictures[:1], 0)
         np.testing.assert_allclose(found, [[variance(pictures.numpy())]], rtol=1e-6)
-        (found,) = features.bootstrap_importance(identity, pictures, pictures[:1], 0, replicates=1)
+        (found,) = bootstrap.importance(identity, pictures, pictures[:1], 0, replicates=1)
         random = np.random.Generator(np.random.Philox(0))
         drawn = pictures.numpy().repeat(random.multinomial(400, np.full(400, 1 / 400)), axis=0)
         expected = [[variance(pictures.numpy())], [variance(drawn)]]
@@ -202,7 +203,7 @@ class TestBootstrap:
     def test_is_the_direct_formula_on_the_images_and_fixed_inputs_drawn(self, monkeypatch):
         monkeypatch.setattr(features, "ROWS", 20)
         model, pictures, fixed = network(3), images(23, 3, 8, 8), images(3, 3, 8, 8, seed=2)
-        found = features.bootstrap_importance(model, pictures, fixed, 1, replicates=4, seed=9)
+        found = bootstrap.importance(model, pictures, fixed, 1, replicates=4, seed=9)
         maps = [block_outputs(model, pictures, one, 1) for one in fixed]
         random = np.random.Generator(np.random.Philox(9))
         counts = random.multinomial(23, np.full(23, 1 / 23), size=4)
@@ -215,7 +216,7 @@ class TestBootstrap:
 
     def test_spreads_as_drawing_images_by_hand_does_around_the_estimate(self):
         model, pictures, fixed = network(), images(60, 3, 4, 4), images(4, 3, 4, 4, seed=2)
-        found = features.bootstrap_importance(model, pictures, fixed, 0, replicates=500)
+        found = bootstrap.importance(model, pictures, fixed, 0, replicates=500)
         maps = [block_outputs(model, pictures, one, 0) for one in fixed]
         random = np.random.default_rng(5)
         by_hand = []
@@ -237,7 +238,7 @@ class TestBootstrap:
         def first_block(members, member, seed):
             encode, core = [network().encoders[0]] * members, [torch.clone]
             twin = replace(features.parts(network(members)), encode=encode, blocks=core)
-            return features.bootstrap_importance(twin, pictures, fixed, member, 5, seed)[0]
+            return bootstrap.importance(twin, pictures, fixed, member, 5, seed)[0]
 
         one, other_member = first_block(2, 0, seed=1), first_block(2, 1, seed=1)
         other_network, other_seed = first_block(3, 2, seed=1), first_block(2, 0, seed=2)
@@ -253,7 +254,7 @@ class TestBootstrap:
             [study(network, pictures, pictures[:2], member, *more) for member in (0, 1)]
             for study, more in (
                 (features.block_importance, ()),
-                (features.bootstrap_importance, (100,)),
+                (bootstrap.importance, (100,)),
             )
         )
         for k in range(3):
@@ -264,7 +265,7 @@ class TestBootstrap:
 
 
 @pytest.mark.parametrize("member", [-1, 2, 7])
-@pytest.mark.parametrize("study", [features.block_importance, features.bootstrap_importance])
+@pytest.mark.parametrize("study", [features.block_importance, bootstrap.importance])
 def test_an_unknown_member_is_refused_in_one_line(study, member, in_a_line):
     with pytest.raises(ValueError) as error:
         study(network(), images(4, 3, 8, 8), images(2, 3, 8, 8), member)
@@ -360,7 +361,7 @@ def published(tmp_path_factory, digits):
             model = features.parts(run.model)
             first = replace(model, blocks=model.blocks[:1])
             importances = [
-                features.bootstrap_importance(first, pictures, pictures[:3], member, 100)[0]
+                bootstrap.importance(first, pictures, pictures[:3], member, 100)[0]
                 for member in (0, 1)
             ]
             interval = np.quantile(features.overlap(*importances)[1:], [0.025, 0.975])

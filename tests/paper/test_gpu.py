@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import mixshare
 from mixshare import RunConfig, execution, features, runs, training
 from mixshare.batch import Batches
-from mixshare.chapters import similarity, studies
+from mixshare.chapters import bootstrap, similarity, studies
 from mixshare.config import METHODS
 from mixshare.data import Data, load_data
 from mixshare.plan import plan_epoch
@@ -121,7 +121,7 @@ STUDIES = {
     "importance": lambda network, images, fixed, labels: features.block_importance(
         network, images, fixed, 1
     ),
-    "bootstrap": lambda network, images, fixed, labels: features.bootstrap_importance(
+    "bootstrap": lambda network, images, fixed, labels: bootstrap.importance(
         network, images, fixed, 0, replicates=5
     ),
     "cka": lambda network, images, fixed, labels: [
