@@ -462,7 +462,9 @@ class TestInABrowser:
         opened = tab(page, width=390)
         assert not [*faults(opened, book), *axe_faults(opened)]
 
-    @pytest.mark.parametrize("page", ["chapters/05_results-width.html", "code.html", "api.html"])
+    @pytest.mark.parametrize(
+        "page", ["chapters/05_results-precision.html", "code.html", "api.html"]
+    )
     def test_a_wide_page_is_sound(self, tab, book, page):
         assert not faults(tab(page, width=390), book)
 
