@@ -127,12 +127,30 @@ def _rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row a method, in order of appearance: `n`, and each figure's mean and deviation.
 
-    The deviation has n - 1 in the denominator; both are NaN where any run has no figure.
+    Both are NaN where any run has no figure.
     """
-    groups = rows.groupby("method", sort=False)[list(FIGURES)]
-    means = groups.agg(lambda values: values.mean(skipna=False)).add_suffix("_mean")
-    deviations = groups.agg(lambda values: values.std(skipna=False)).add_suffix("_std")
-    return pd.concat([groups.size().rename("n"), means, deviations], axis=1)
+    table = {}
+    for method, group in rows.groupby("method", sort=False):
+        figures = group.set_index("seed")[list(FIGURES)]
+        means = figures.mean(skipna=False).add_suffix("_mean")
+        deviations = _deviation(figures).add_suffix("_std")
+        table[method] = pd.concat([pd.Series({"n": len(group)}), means, deviations])
+    return pd.DataFrame(table).T.rename_axis("method").astype({"n": int})
+
+
+def _deviation(figures: pd.DataFrame) -> pd.Series:
+    """Return the deviation between networks, each left out in turn (jackknife), by figure.
+
+    For single runs it is the standard deviation with n - 1 in the denominator; deep ensembles,
+    whose index is such as "1+2", share networks and are not independent values.
+    """
+    members = [seed.split("+") for seed in figures.index]
+    networks = sorted({seed for each in members for seed in each})
+    without = pd.DataFrame(
+        {out: figures[[out not in each for each in members]].mean(skipna=False) for out in networks}
+    )
+    squares = without.sub(without.mean(axis=1, skipna=False), axis=0).pow(2)
+    return (squares.sum(axis=1, skipna=False) * (len(networks) - 1)).pow(0.5)
 
 
 def paired(

@@ -1,6 +1,7 @@
 """Tables over runs: mean ± deviation, the deep ensemble, paired differences, costs."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,18 @@ def test_one_run_has_no_deviation():
     table = results.summary(table_of(mimo={1: 0.5}))
     texts = results.formatted(table, ["accuracy_ensemble"])
     assert texts.loc["mimo", "ensemble accuracy, %"] == "50.00"
+
+
+@pytest.mark.parametrize("networks", [3, 4, 6])
+def test_pairs_that_are_means_of_two_networks_deviate_as_the_networks_do(networks):
+    """Pairs share networks: their own sample deviation would be smaller."""
+    values = dict(enumerate(np.random.default_rng(networks).normal(0.9, 0.02, networks), start=1))
+    pairs = {f"{a}+{b}": (values[a] + values[b]) / 2 for a, b in combinations(values, 2)}
+    row = results.summary(table_of(pairs=pairs)).loc["pairs"]
+    assert row["accuracy_ensemble_mean"] == pytest.approx(np.mean(list(values.values())))
+    wanted = np.std(list(values.values()), ddof=1)
+    assert row["accuracy_ensemble_std"] == pytest.approx(wanted)
+    assert np.std(list(pairs.values()), ddof=1) < wanted
 
 
 def test_the_deep_ensemble_averages_the_logits_of_every_pair_of_single_networks(smoke_runs):
