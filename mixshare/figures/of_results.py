@@ -43,7 +43,7 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
             _draw_differences(right, pairs, methods)
             right.set_xlabel(
                 f"{title(method)} minus this one, percentage points\n"
-                "(95 % intervals: marker, over seeds; thin, over images)"
+                "(95 %: marker, over seeds; thin, over images)"
             )
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
