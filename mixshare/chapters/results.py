@@ -184,8 +184,10 @@ def paired(
         )
         for figure in figures
     ]
-    columns = ("method", "other", "figure", *statistics.COLUMNS)
-    return pd.concat(families, ignore_index=True).reindex(columns=columns)
+    names = ("method", "other", "figure")
+    table = pd.concat(families, ignore_index=True)
+    # Of one method alone there is nothing to compare: a table of no rows, with its columns.
+    return table.reindex(columns=[*names, *statistics.COLUMNS]).astype(dict.fromkeys(names, object))
 
 
 def _baseline(method: str, other: str, available: Container[str]) -> str | None:

@@ -17,6 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from mixshare import figures
+from mixshare.chapters import results
 from mixshare.chapters.speed import GROWTH, KINDS, REST
 from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
 from mixshare.config import METHODS, title
@@ -578,3 +579,14 @@ class TestStyleSheet:
         pattern = r"fontsize|font\.size|labelsize|titlesize|rcParams|rc_context"
         for path in (project_root() / "mixshare" / "figures").glob("*.py"):
             assert not re.search(pattern, path.read_text()), path.name
+
+
+def test_a_grid_of_one_method_is_drawn_along_its_field_without_differences(finished):
+    runs_ = [finished("single", seed) for seed in (1, 2)]
+    rows, nothing = results.per_run(runs_), results.paired(runs_, "single")
+    assert nothing.empty
+    along_field = (
+        results.along(rows, runs_, "epochs"),
+        results.along(nothing, runs_, "epochs", "other"),
+    )
+    assert len(figures.along(*along_field, "epochs").axes) == 2
