@@ -37,11 +37,6 @@ Cell = dict[str, Any]
 
 DOCS = Path(__file__).parent
 CORE = Path("figures", "core.png")  # the paper's Fig. 6, as chapter 03 draws it
-# Of a compared figure: its name, unit, scale and format.
-FIGURES = {
-    "accuracy_ensemble": ("ensemble accuracy", "percentage points", 100, "%+.2f"),
-    "nll": ("NLL", "nats", 1, "%+.3f"),
-}
 DECISIONS = "What we had to decide"  # a part of the README, and a page
 STATES = "states"  # the book's folder of pictures that a reader can choose from
 _RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")
@@ -314,7 +309,6 @@ def first_page(profile: str, results: Path, chapters: list[str]) -> str:
         seeds=rows.groupby("method", sort=False)["seed"].agg(", ".join),
         machines=list(dict.fromkeys(machine.format(**run) for run in runs)),
         pairs=list(tables["paired"].itertuples()),
-        figures=FIGURES,
         chapters=chapters,
     )
 

@@ -134,7 +134,8 @@ def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
     if comparison["differing"] < LEAST_DIFFERING:
         return TOO_FEW
     ends = [comparison[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
-    if not p < LEVEL or ends[0] == ends[1] or not (min(ends) > 0 or max(ends) < 0):
+    widths = (ends[1] - ends[0], ends[3] - ends[2])
+    if not p < LEVEL or 0 in widths or not (min(ends) > 0 or max(ends) < 0):
         return UNDECIDED
     sign = 1 if min(ends) > 0 else -1
     if not expected:
