@@ -8,7 +8,8 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BATCH   := $(BIN)/python workflow/run.py
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile \
 	--workflow-profile workflow/profiles/$(WORKFLOW) $(if $(CORES),--cores $(CORES))
-PYTEST_ALL := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two workers: with more than a thread each they would crowd two cores.
+PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Choices that make hands on.
 METHODS_OPTION = $(if $(METHODS),--methods $(METHODS))

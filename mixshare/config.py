@@ -10,10 +10,7 @@ import hashlib
 import json
 import math
 import re
-import reprlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Annotated, Any, Literal
 
 from mixshare.checks import InvalidValue, Range, check_choice, check_field, check_name
@@ -22,26 +19,20 @@ from mixshare.checks import InvalidValue, Range, check_choice, check_field, chec
 # fmt: off
 _METHOD_FIELDS = (
     "members", "mix", "mix_probability", "mix_alpha", "mix_fade", "encoder_init",
-    "unmix", "input_repetition", "loss_root", "batch_repetition",
+    "unmix", "input_repetition", "loss_root", "batch_repetition", "title",
 )
 _METHOD_ROWS = {
-    "single":       (1, "sum",    1.0, 2,  0.0, "independent", False, 0.0, 1.0, 1),
-    "mimo":         (2, "sum",    1.0, 2,  0.0, "independent", False, 0.0, 1.0, 2),
-    "linear_mixmo": (2, "linear", 1.0, 2,  0.0, "independent", False, 0.0, 3.0, 2),
-    "cut_mixmo":    (2, "cutmix", 0.5, 2, 12.0, "independent", False, 0.0, 3.0, 2),
-    "mixshare":     (2, "cutmix", 1.0, 2,  0.0, "identical",   True,  0.1, 1.0, 2),
+    "single":       (1, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 1, "Single network"),
+    "mimo":         (2, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 2, "MIMO"),
+    "linear_mixmo": (2, "linear", 1.0, 2, 0.0, "independent", False, 0.0, 3.0, 2, "Linear-MixMo"),
+    "cut_mixmo":    (2, "cutmix", 0.5, 2, 12., "independent", False, 0.0, 3.0, 2, "Cut-MixMo"),
+    "mixshare":     (2, "cutmix", 1.0, 2, 0.0, "identical",   True,  0.1, 1.0, 2, "MixShare"),
 }
 # fmt: on
 METHODS: dict[str, dict[str, Any]] = {
     name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()
 }
-TITLES = {
-    "single": "Single network",
-    "mimo": "MIMO",
-    "linear_mixmo": "Linear-MixMo",
-    "cut_mixmo": "Cut-MixMo",
-    "mixshare": "MixShare",
-}
+TITLES = {name: fields.pop("title") for name, fields in METHODS.items()}
 
 # What the data sets differ in. The short profiles take a learning rate of their own: at the
 # paper's, their 10,000 steps at most (the paper: 468,600) end before every method has converged.
@@ -275,33 +266,6 @@ def fields_digest(fields: dict[str, Any]) -> str:
     """Return the digest of a run from its fields, also of a record whose fields are not valid."""
     named = {name: value for name, value in fields.items() if name not in EXECUTION}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-
-
-def grid(
-    profile: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    overrides: Sequence[dict[str, Any]] = ({},),
-) -> list[RunConfig]:
-    """Return every method with every override and every seed, seed by seed.
-
-    Raises:
-        ValueError: There is none of a kind, or a run twice.
-    """
-    for what, given in (("methods", methods), ("seeds", seeds), ("overrides", overrides)):
-        if not given or len(set(map(str, given))) < len(given):
-            raise InvalidValue(
-                f"{what} are {reprlib.repr(list(given))}; possible is at least one, and each once"
-            )
-    by_digest: dict[str, RunConfig] = {}
-    for seed, override, method in product(seeds, overrides, methods):
-        config = RunConfig.of(profile, method, seed, override)
-        if by_digest.setdefault(config.digest, config) is not config:
-            raise InvalidValue(
-                f"{config.name}, seed {config.seed}, is there twice: {reprlib.repr(override)} "
-                "changes nothing; possible is each run once"
-            )
-    return list(by_digest.values())
 
 
 def title(name: str) -> str:

@@ -48,13 +48,14 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
+LeaseCheck = Callable[[], None]  # raises OSError where a lease was lost
+
+
 def no_lease() -> None:
     """Check nothing: for files that only one process can write."""
 
 
-def write(
-    path: Path, writer: Callable[[Path], Any], check_lease: Callable[[], None] = no_lease
-) -> None:
+def write(path: Path, writer: Callable[[Path], Any], check_lease: LeaseCheck = no_lease) -> None:
     """Write a file whole or not at all.
 
     Args:
@@ -91,7 +92,7 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, check_lease: Callable[[], None] = no_lease) -> None:
+def write_text(path: Path, text: str, check_lease: LeaseCheck = no_lease) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     write(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"), check_lease)
 
@@ -119,7 +120,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def exclusive_lease(path: Path, waiting_message: str) -> Iterator[Callable[[], None]]:
+def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
     """Let one process at a time past, on this host and on others; the next prints and waits.
 
     Args:

@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare import mixing
 from mixshare.checks import InvalidValue, Range, check_field
@@ -231,16 +230,6 @@ def fold(model: MimoWideResNet) -> MimoWideResNet:
         values = torch.stack([getattr(classifier, name) for classifier in classifiers])
         getattr(folded.classifiers[0], name).copy_(values.mean(dim=0))
     return folded
-
-
-@torch.no_grad()
-def multiply_adds(model: MimoWideResNet, height: int, width: int) -> int:
-    """Count the multiply-adds of classifying one image of this size, given to every member."""
-    weight = model.encoders[0].weight
-    inputs = weight.new_zeros(model.members, 1, weight.shape[1], height, width)
-    with FlopCounterMode(display=False) as counter:
-        model(inputs)
-    return counter.get_total_flops() // 2
 
 
 def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.Sequential:

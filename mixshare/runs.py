@@ -6,13 +6,13 @@ is whole, of the same configuration, and of the data set as it is now. While it 
 is checkpoint.pt, and .lease while a process trains it.
 """
 
+import io
 import platform
-import re
 import reprlib
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,40 +23,22 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
+from torch import Tensor
 
+from mixshare import files
 from mixshare.checks import FileProblem
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.data import current_digest
-from mixshare.files import (
-    display_path,
-    exclusive_lease,
-    json_text,
-    no_lease,
-    outputs_folder,
-    project_root,
-    published_folder,
-    read_json,
-    sha256,
-    write,
-    write_text,
-)
+from mixshare.files import display_path, outputs_folder, published_folder, read_json
 from mixshare.metrics import image_scores
 from mixshare.model import MimoWideResNet
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 SCORES = "test_scores.npz"  # earlier runs have none, but logits to compute them from
-RUN_FILES = (
-    "config.json",
-    "history.csv",
-    "weights.safetensors",
-    "test_logits.npz",
-    SCORES,
-    CHECKSUMS,
-    "metrics.json",
-)
+RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz")
+RUN_FILES += (SCORES, CHECKSUMS, "metrics.json")
 LARGE_FILES = ("test_logits.npz", "weights.safetensors")  # not published of every run
 CHECKPOINT_FORMAT = 2
-_CHECKSUM = r"([0-9a-f]{64})  ([A-Za-z0-9_.]+)\n"  # a line of SHA256SUMS
 
 
 @dataclass(frozen=True)
@@ -77,12 +59,12 @@ class Run:
         return _read(self.folder / "history.csv", pd.read_csv)
 
     @cached_property
-    def logits(self) -> torch.Tensor:
+    def logits(self) -> Tensor:
         """The members' logits on the test set, (M, N, classes) float16, in `load_data`'s order."""
         return torch.from_numpy(self._test_logits["logits"])
 
     @cached_property
-    def labels(self) -> torch.Tensor:
+    def labels(self) -> Tensor:
         """The labels of the test set, (N,) int64."""
         return torch.from_numpy(self._test_logits["labels"].astype(np.int64))
 
@@ -125,13 +107,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    remedy = "mixshare.train makes the run again once its folder is deleted"
-    if path.is_relative_to(published_folder()):
-        remedy = "not every published run has them; mixshare.train makes the run anew"
+    remedy = "mixshare.train makes the run again"
     try:
         return reader(path)
     except FileNotFoundError as error:
-        raise FileProblem(f"{display_path(path)} is missing; {remedy}") from error
+        raise FileProblem(
+            f"{display_path(path)} is missing (published runs lack large files); {remedy}"
+        ) from error
     except Exception as error:  # each format's reader has errors of its own for a damaged file
         raise FileProblem(
             f"{display_path(path)} is damaged ({type(error).__name__}); {remedy}"
@@ -190,18 +172,7 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
             f"{display_path(folder / name)} is damaged: it is not what {CHECKSUMS} says; delete "
             "it, and the run makes it again"
         )
-    try:
-        digest = read_json(folder / "metrics.json")["provenance"]["config_digest"]
-        if digest == fields_digest(read_json(folder / "config.json")):
-            return _data_mismatch(config, folder)
-    except OSError as error:
-        return str(error)
-    except (KeyError, TypeError, AttributeError):
-        pass
-    return (
-        f"{display_path(folder / 'metrics.json')} is damaged or of another run; delete it, and the "
-        "run makes it again"
-    )
+    return _data_mismatch(config, folder)
 
 
 def mismatch(config: RunConfig, folder: Path) -> str | None:
@@ -250,14 +221,12 @@ def config_mismatch(config: RunConfig, folder: Path) -> str | None:
 def first_corrupt_file(folder: Path) -> str | None:
     """Return the first file of a run whose digest is not that in its SHA256SUMS."""
     try:
-        text = (folder / CHECKSUMS).read_bytes().decode("ascii")
+        lines = (folder / CHECKSUMS).read_text("ascii").splitlines()
+        wanted = dict(reversed(line.split("  ")) for line in lines)
     except (OSError, ValueError):
         return CHECKSUMS
-    if not re.fullmatch(f"({_CHECKSUM})+", text):
-        return CHECKSUMS
-    wanted = {name: digest for _, digest, name in re.findall(f"({_CHECKSUM})", text)}
     for name in _checked_files(folder):
-        if wanted.get(name) != sha256((folder / name).read_bytes()):
+        if wanted.get(name) != files.sha256((folder / name).read_bytes()):
             return name
     return None
 
@@ -267,7 +236,7 @@ def _checked_files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def training_lease(config: RunConfig) -> Iterator[Callable[[], None]]:
+def training_lease(config: RunConfig) -> Iterator[files.LeaseCheck]:
     """Let one process at a time train a run; the next waits here, and then finds it done.
 
     Yields as `files.exclusive_lease` does.
@@ -277,7 +246,7 @@ def training_lease(config: RunConfig) -> Iterator[Callable[[], None]]:
     """
     folder = run_folder(config)
     message = f"waiting for the process that trains {display_path(folder)} …"
-    with exclusive_lease(folder / ".lease", message) as check_lease:
+    with files.exclusive_lease(folder / ".lease", message) as check_lease:
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
         yield check_lease
@@ -287,26 +256,26 @@ def save_run(
     config: RunConfig,
     model: MimoWideResNet,
     history: list[dict],
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     metrics: dict[str, Any],
-    check_lease: Callable[[], None] = no_lease,
+    check_lease: files.LeaseCheck = files.no_lease,
 ) -> Run:
     """Write a finished run, metrics.json last, and remove its checkpoint."""
     folder = run_folder(config)
-    figures = json_text(metrics)  # first: what can't be written whole is not begun
+    figures = files.json_text(metrics)  # first: what can't be written whole is not begun
     weights = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
     }
-    write_text(folder / "config.json", json_text(config.to_dict()), check_lease)
+    files.write_text(folder / "config.json", files.json_text(config.to_dict()), check_lease)
     write_history(folder, history, check_lease)
     content = safetensors(weights)
-    write(folder / "weights.safetensors", lambda path: path.write_bytes(content), check_lease)
-    write(folder / "test_logits.npz", lambda path: save_logits(path, logits, labels), check_lease)
-    write(folder / SCORES, lambda path: save_scores(path, logits, labels), check_lease)
+    files.write(folder / "weights.safetensors", lambda path: path.write_bytes(content), check_lease)
+    save_logits(folder / "test_logits.npz", logits, labels, check_lease)
+    _save_arrays(folder / SCORES, image_scores(logits, labels), check_lease)
     write_checksums(folder, {"metrics.json": figures.encode()}, check_lease)
-    write_text(folder / "metrics.json", figures, check_lease)
+    files.write_text(folder / "metrics.json", figures, check_lease)
     check_lease()
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(config, folder)
@@ -315,33 +284,33 @@ def save_run(
 def write_checksums(
     folder: Path,
     coming: dict[str, bytes] | None = None,
-    check_lease: Callable[[], None] = no_lease,
+    check_lease: files.LeaseCheck = files.no_lease,
 ) -> None:
     """Write SHA256SUMS over a run's files as they are, and over those still `coming`."""
     contents = {name: (folder / name).read_bytes() for name in _checked_files(folder)}
     contents |= coming or {}
-    lines = [f"{sha256(contents[name])}  {name}\n" for name in RUN_FILES if name in contents]
-    write_text(folder / CHECKSUMS, "".join(lines), check_lease)
+    lines = [f"{files.sha256(contents[name])}  {name}\n" for name in RUN_FILES if name in contents]
+    files.write_text(folder / CHECKSUMS, "".join(lines), check_lease)
 
 
 def write_history(
-    folder: Path, history: list[dict], check_lease: Callable[[], None] = no_lease
+    folder: Path, history: list[dict], check_lease: files.LeaseCheck = files.no_lease
 ) -> None:
     """Write history.csv, one row an epoch, figures to their last bit."""
-    write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False), check_lease)
+    files.write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False), check_lease)
 
 
-def save_logits(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
+def save_logits(
+    path: Path, logits: Tensor, labels: Tensor, check_lease: files.LeaseCheck = files.no_lease
+) -> None:
     """Write test_logits.npz: logits (M, N, classes) float16, labels (N,) int32."""
-    with open(path, "wb") as file:
-        np.savez_compressed(file, logits=logits.cpu().numpy(), labels=labels.int().cpu().numpy())
+    _save_arrays(path, {"logits": logits, "labels": labels.int()}, check_lease)
 
 
-def save_scores(path: Path, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Write test_scores.npz: `metrics.image_scores`."""
-    with open(path, "wb") as file:
-        scores = image_scores(logits, labels)
-        np.savez_compressed(file, **{name: value.numpy() for name, value in scores.items()})
+def _save_arrays(path: Path, tensors: dict[str, Tensor], check_lease: files.LeaseCheck) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: each.cpu().numpy() for name, each in tensors.items()})
+    files.write(path, lambda file: file.write_bytes(content.getvalue()), check_lease)
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:
@@ -401,19 +370,12 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 def code_version() -> dict[str, Any]:
     """Return the checkout's git commit, and whether tracked files are as committed; else None."""
-    unknown = {"git_commit": None, "git_clean": None}
-    root = project_root()
-    if not (root / "pyproject.toml").is_file():  # installed; the current repository is not ours
-        return unknown
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return unknown
-    return {"git_commit": commit, "git_clean": not changes}
-
-
-def _git(root: Path, *words: str) -> str:
-    command = ["git", "-C", str(root), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout.strip()
+    root = files.project_root()
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    commit, dirty = None, None
+    if (root / "pyproject.toml").is_file():  # else installed: the current repository is not ours
+        with suppress(OSError, subprocess.SubprocessError):
+            options = {"capture_output": True, "text": True, "timeout": 20, "check": True}
+            done = subprocess.run([*command, "--dirty"], **options)
+            commit, _, dirty = done.stdout.strip().partition("-")
+    return {"git_commit": commit, "git_clean": None if commit is None else not dirty}

@@ -8,15 +8,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from mixshare.chapters.speed import multiply_adds
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.files import outputs_folder, published_folder, read_json
-from mixshare.model import MimoWideResNet, multiply_adds
+from mixshare.model import MimoWideResNet
 from mixshare.plan import steps_per_epoch
 
 # Of a request: several interpreters that import torch one after the other from a slow disk (from
@@ -84,15 +84,10 @@ def gpu_share(config: RunConfig) -> int:
 
     25 for the paper's network, 10 at least: so many runs share the GPU.
     """
-    if not (torch.cuda.is_available() and uses_gpu(config)):
+    if not torch.cuda.is_available() or config.device in ("cpu", "mps"):
         return 0
     paper = RunConfig.preset("paper")
     return min(100, max(10, math.ceil(25 * _bytes(config) / _bytes(paper))))
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """Return whether a run goes to a CUDA device where there is one."""
-    return config.device not in ("cpu", "mps")
 
 
 def _request(seconds: float, size: float, gpu: bool, attempt: int) -> Request:
@@ -129,16 +124,19 @@ def _bytes(config: RunConfig) -> float:
 # The forecast: hours of missing runs, from the throughput that finished runs recorded
 
 
+RECORDED = ("device", "threads", "wall_seconds", "train_images", "image_shape")
+
+
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run recorded of its training."""
+    """What a finished run recorded of its training, in the order of RECORDED."""
 
     config: RunConfig
     device: str
     threads: int
     seconds: float
     images: int  # trained on
-    shape: tuple[int, int, int]  # (height, width, channels) of an image
+    shape: list[int]  # height, width and channels of an image
 
 
 def estimate(configs: Sequence[RunConfig]) -> list[str]:
@@ -157,23 +155,13 @@ def finished_runs(datasets: set[str]) -> Iterator[FinishedRun]:
     for base in (outputs_folder(), published_folder()):
         for path in sorted(base.glob("*/*/seed-*/metrics.json")):
             try:
-                run = _finished_run(path)
+                config = RunConfig.from_dict(read_json(path.with_name("config.json")))
+                provenance = read_json(path)["provenance"]
+                run = FinishedRun(config, *(provenance[name] for name in RECORDED))
             except (FileProblem, ValueError, TypeError, KeyError):  # damaged, or of another version
                 continue
             if run.config.dataset in datasets:
                 yield run
-
-
-def _finished_run(path: Path) -> FinishedRun:
-    made_by = read_json(path)["provenance"]
-    return FinishedRun(
-        RunConfig.from_dict(read_json(path.with_name("config.json"))),
-        made_by["device"],
-        made_by["threads"],
-        made_by["wall_seconds"],
-        made_by["train_images"],
-        tuple(made_by["image_shape"]),
-    )
 
 
 def _estimate(

@@ -16,15 +16,9 @@ import needs
 
 from mixshare import runs
 from mixshare.chapters import chapter_path, grids
-from mixshare.chapters.studies import (
-    ADJUSTMENTS,
-    ALIGNMENTS,
-    half_cost_pair,
-    unmixing_pair,
-    with_encoder_init,
-)
+from mixshare.chapters.studies import adjusted_runs, aligned_runs
 from mixshare.checks import FileProblem, InvalidValue, check_choice
-from mixshare.config import COMMON, EXECUTION, PROFILES, RunConfig, grid
+from mixshare.config import COMMON, EXECUTION, PROFILES, RunConfig
 from mixshare.files import display_path, outputs_folder
 
 BATCHES = ("results", "studies", "speed")
@@ -262,20 +256,6 @@ def _grid(parameters: dict[str, Any]) -> grids.Grid:
     return grids.select(parameters.get("grid", ""), profile, methods, seeds, baseline)
 
 
-def _aligned(parameters: dict[str, Any]) -> list[RunConfig]:
-    profile, seeds = parameters["profile"], parameters["seeds"]
-    starts = [with_encoder_init(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
-    pairs = [config for seed in seeds for config in unmixing_pair(profile, seed)]
-    return list(dict.fromkeys([*starts, *pairs]))
-
-
-def _adjusted(parameters: dict[str, Any]) -> list[RunConfig]:
-    profile, seeds = parameters["profile"], parameters["seeds"]
-    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS]
-    controls = [config for seed in seeds for config in half_cost_pair(profile, seed)]
-    return [*grid(profile, ("cut_mixmo", "mixshare"), seeds), *changed, *controls]
-
-
 def _chosen(parameters: dict[str, Any]) -> list[RunConfig]:
     return _grid(parameters).configs
 
@@ -290,7 +270,7 @@ class Study:
 
 STUDIES = {
     "02_kernel_alignment": Study(
-        _aligned,
+        lambda chosen: aligned_runs(chosen["profile"], chosen["seeds"]),
         ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png", "drift.png"),
     ),
     "03_subnetwork_features": Study(
@@ -298,7 +278,10 @@ STUDIES = {
         ("sharing.csv", "cross_talk.csv", "norms.csv")
         + ("input_block.png", "output_block.png", "core.png"),
     ),
-    "04_adjustments": Study(_adjusted, ("adjustments.csv", "gap.csv", "adjustments.png")),
+    "04_adjustments": Study(
+        lambda chosen: adjusted_runs(chosen["profile"], chosen["seeds"]),
+        ("adjustments.csv", "gap.csv", "adjustments.png"),
+    ),
     "05_results": Study(_chosen, ("results.csv", "runs.csv", "paired.csv", "results.png")),
     "06_speed": Study(lambda _: (), ("speed.json", "speed_spent.png", "speed_growth.png")),
 }

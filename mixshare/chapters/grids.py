@@ -1,6 +1,7 @@
 """A grid: one study over methods, seeds and any fields of a run, declared in a YAML file."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from mixshare.checks import FileProblem, InvalidType, InvalidValue, check_choice, check_name
-from mixshare.config import EXECUTION, RunConfig, grid
+from mixshare.config import EXECUTION, RunConfig
 from mixshare.files import display_path, first_line, project_root
 
 MOST_RUNS = 100_000
@@ -43,7 +44,10 @@ class Grid:
     @property
     def configs(self) -> list[RunConfig]:
         """The runs, seed by seed; raises ValueError or TypeError for what can't be trained."""
-        return [*grid(self.profile, self.methods, self.seeds, self.overrides), *self.controls]
+        return [
+            *every_run(self.profile, self.methods, self.seeds, self.overrides),
+            *self.controls,
+        ]
 
     @property
     def varied(self) -> list[str]:
@@ -70,6 +74,33 @@ def select(file: str, profile: str, methods: list[str], seeds: list[int], baseli
         baseline=baseline,
         controls=tuple(equal_rows(profile, seeds) if "single" in methods else ()),
     )
+
+
+def every_run(
+    profile: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[dict[str, Any]] = ({},),
+) -> list[RunConfig]:
+    """Return every method with every override and every seed, seed by seed.
+
+    Raises:
+        ValueError: There is none of a kind, or a run twice.
+    """
+    for what, given in (("methods", methods), ("seeds", seeds), ("overrides", overrides)):
+        if not given or len(set(map(str, given))) < len(given):
+            raise InvalidValue(
+                f"{what} are {reprlib.repr(list(given))}; possible is at least one, and each once"
+            )
+    by_digest: dict[str, RunConfig] = {}
+    for seed, override, method in product(seeds, overrides, methods):
+        config = RunConfig.of(profile, method, seed, override)
+        if by_digest.setdefault(config.digest, config) is not config:
+            raise InvalidValue(
+                f"{config.name}, seed {config.seed}, is there twice: {reprlib.repr(override)} "
+                "changes nothing; possible is each run once"
+            )
+    return list(by_digest.values())
 
 
 def equal_rows(profile: str, seeds: Sequence[int]) -> list[RunConfig]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mixshare import runs
-from mixshare.chapters import statistics
+from mixshare.chapters import speed, statistics
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig, title
 from mixshare.files import write_text
 from mixshare.metrics import evaluate
-from mixshare.model import MimoWideResNet, fold, multiply_adds
+from mixshare.model import MimoWideResNet, fold
 from mixshare.plan import steps_per_epoch
 
 FIGURES = (
@@ -280,7 +280,7 @@ def _sizes(model: MimoWideResNet, height: int, width: int) -> dict[str, float]:
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "parameters": float(parameters),
-        "multiply_adds": float(multiply_adds(model, height, width)),
+        "multiply_adds": float(speed.multiply_adds(model, height, width)),
     }
 
 

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import choose_device, torch_settings
+from mixshare.model import MimoWideResNet
 from mixshare.plan import plan_epoch
 from mixshare.step import WARM_UP as UNCAPTURED
 from mixshare.step import Step
@@ -223,6 +224,16 @@ def flops(step: Stepper) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
+
+
+@torch.no_grad()
+def multiply_adds(model: MimoWideResNet, height: int, width: int) -> int:
+    """Count the multiply-adds of classifying one image of this size, given to every member."""
+    weight = model.encoders[0].weight
+    inputs = weight.new_zeros(model.members, 1, weight.shape[1], height, width)
+    with FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops() // 2
 
 
 def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, float]:

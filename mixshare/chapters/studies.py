@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
-from mixshare.chapters import bootstrap, results, similarity, statistics
+from mixshare.chapters import bootstrap, grids, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.plan import plan_epoch
@@ -105,6 +105,21 @@ def half_cost_pair(profile: str, seed: int) -> list[RunConfig]:
     width = round(0.7 * RunConfig.preset(profile, "single").width, 6)
     seeds = (2 * seed - 1, 2 * seed)
     return [RunConfig.preset(profile, "single", each, width=width) for each in seeds]
+
+
+def aligned_runs(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
+    """Return all runs of chapter 02, seed by seed."""
+    starts = [with_encoder_init(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
+    pairs = [config for seed in seeds for config in unmixing_pair(profile, seed)]
+    return list(dict.fromkeys([*starts, *pairs]))
+
+
+def adjusted_runs(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
+    """Return all runs of chapter 04: each base, each adjustment, and two single networks."""
+    bases = grids.every_run(profile, list(_ADJUSTMENTS), seeds)
+    changed = [row.config(profile, seed) for seed in seeds for row in ADJUSTMENTS]
+    controls = [config for seed in seeds for config in half_cost_pair(profile, seed)]
+    return [*bases, *changed, *controls]
 
 
 def test_inputs(data: Data, most: int | None = None) -> Tensor:

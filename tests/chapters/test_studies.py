@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 import mixshare
 from mixshare import data, features, figures, metrics, mixing, runs
 from mixshare.chapters import similarity, statistics, studies
+from mixshare.chapters.speed import multiply_adds
 from mixshare.files import published_folder
-from mixshare.model import multiply_adds
 from mixshare.training import Training
 
 STUDIES = published_folder() / "digits" / "studies"

@@ -12,7 +12,8 @@ from torch import nn
 
 from mixshare import MimoWideResNet, fold, mixing
 from mixshare import model as networks
-from mixshare.model import ResidualBlock, multiply_adds
+from mixshare.chapters.speed import multiply_adds
+from mixshare.model import ResidualBlock
 
 
 def seeded(seed=0):

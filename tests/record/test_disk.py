@@ -81,7 +81,7 @@ def before_writing(name: str, action, monkeypatch) -> None:
             action()
         write(path, writer, check_lease)
 
-    for module in (files, runs, training):
+    for module in (files, training):
         monkeypatch.setattr(module, "write", acting_write)
 
 
