@@ -64,6 +64,7 @@ class Range:
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_YAML_STRING = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # a number, since YAML 1.2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -106,6 +107,8 @@ def convert(name: str, wanted: Any, value: Any) -> Any:
             return float(value) + 0.0  # -0.0 becomes 0.0: equal runs have equal digests
         except OverflowError:
             return math.inf
+    if wanted is float and isinstance(value, str) and _YAML_STRING.fullmatch(value):
+        return float(value)
     if wanted in (str, bool) and isinstance(value, wanted):
         return value
     if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):

@@ -63,6 +63,7 @@ COMMON: dict[str, Any] = dict(
 # Fields that say how a run is executed, not which run it is: not in its name or its digest.
 EXECUTION = ("capture", "deterministic", "threads", "device")
 
+LONGEST_NAME = 255  # of a folder, in any common file system
 _COUNT = Range(1, 2**63)
 _PROBABILITY = Range(0, 1, closed="both")
 
@@ -239,7 +240,13 @@ class RunConfig:
     def name(self) -> str:
         """The method, and `+field=value` for each override, sorted: the run's folder."""
         overrides = sorted(self.overrides.items())
-        return "+".join([self.method, *(f"{name}={_short(value)}" for name, value in overrides)])
+        name = "+".join([self.method, *(f"{name}={_short(value)}" for name, value in overrides)])
+        if len(name) > LONGEST_NAME:
+            raise InvalidValue(
+                f"{len(overrides)} overrides make a folder's name of {len(name)} characters; "
+                f"possible are {LONGEST_NAME}"
+            )
+        return name
 
     @property
     def digest(self) -> str:

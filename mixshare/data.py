@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixshare.checks import FileProblem, check_name
-from mixshare.files import data_folder, digest_of, display_path
+from mixshare.files import data_folder, digest_of, display_path, first_line
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 # Content digests of data sets that have only one true content.
@@ -87,8 +87,10 @@ def load_data(name: str) -> Data:
     elif name in ("cifar10", "cifar100"):
         source, arrays = display_path(data_folder()), _torchvision(name)
     else:
+        what = "exists, but is no file" if path.exists() else "does not exist"
+        what = f"is a link to {path.readlink()}, which {what}" if path.is_symlink() else what
         raise FileProblem(
-            f"no data set {name!r}: {display_path(path)} does not exist; possible are "
+            f"no data set {name!r}: {display_path(path)} {what}; possible are "
             f"{', '.join((*BUILT_IN, 'cifar10', 'cifar100', *DERIVED))}, or an archive of that "
             f"name with the keys {', '.join(KEYS)}"
         )
@@ -144,7 +146,8 @@ def _canonical(name: str, train_images, train_labels, test_images, test_labels, 
     train, train_digest = _sorted_rows(train_images, train_labels)
     test, test_digest = _sorted_rows(test_images, test_labels)
     digest = digest_of(train_digest.encode(), test_digest.encode())
-    return Data(name, *train, *test, tuple(map(str, names)), digest)
+    texts = (name.decode(errors="replace") if isinstance(name, bytes) else name for name in names)
+    return Data(name, *train, *test, tuple(map(str, texts)), digest)
 
 
 def _sorted_rows(images, labels) -> tuple[tuple[Tensor, Tensor], str]:
@@ -207,6 +210,10 @@ DERIVED: dict[str, Callable[[], tuple]] = {"cifar100-16px": _cifar100_16px}
 
 
 def _read_archive(path: Path) -> tuple:
+    shown = display_path(path)
+    if not zipfile.is_zipfile(path):
+        begin = path.read_bytes()[:40]
+        raise FileProblem(f"{shown} is no .npz archive; it begins with {begin!r}; get it again")
     try:
         # NumPy leaves a damaged file open, so it is opened here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -215,14 +222,18 @@ def _read_archive(path: Path) -> tuple:
             if not all(isinstance(array, np.ndarray) for array in arrays):
                 raise TypeError("a member is no NumPy array")
     except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
+        if reason.startswith("Object arrays"):
+            raise FileProblem(
+                f"{shown} holds an array of Python objects, such as a column of a table; save "
+                "class_names with .astype(str), labels with .astype(int)"
+            ) from error
         raise FileProblem(
-            f"{display_path(path)} is damaged or no .npz archive ({reason}); get it again"
+            f"{shown} is damaged or no .npz archive ({reason}); get it again"
         ) from error
     if missing:
         raise FileProblem(
-            f"{display_path(path)} has no {', '.join(missing)}; wanted are the keys "
-            f"{', '.join(KEYS)}"
+            f"{shown} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}"
         )
     return arrays
 

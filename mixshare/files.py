@@ -1,18 +1,21 @@
 """Paths, atomic writes and leases: a file is written beside its name, then moved into place."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 
-from mixshare.checks import FileProblem
+from mixshare.checks import FileProblem, InvalidValue
 
 # Without a heartbeat for so long, a process on another host counts as dead; one on this host is
 # known to be dead at once.
@@ -26,13 +29,22 @@ def project_root() -> Path:
 
 
 def data_folder() -> Path:
-    """Return `$MIXSHARE_DATA`, else `data/` at the project's root."""
-    return Path(os.environ.get("MIXSHARE_DATA") or project_root() / "data")
+    """Return `$MIXSHARE_DATA`, else `data/`, from the project's root on."""
+    return _folder("MIXSHARE_DATA", "data")
 
 
 def outputs_folder() -> Path:
-    """Return `$MIXSHARE_OUTPUTS`, else `outputs/` at the project's root."""
-    return Path(os.environ.get("MIXSHARE_OUTPUTS") or project_root() / "outputs")
+    """Return `$MIXSHARE_OUTPUTS`, else `outputs/`, from the project's root on."""
+    return _folder("MIXSHARE_OUTPUTS", "outputs")
+
+
+def _folder(variable: str, default: str) -> Path:
+    """Return one place, whatever the folder from which make, papermill or a kernel was started."""
+    given = os.environ.get(variable) or default
+    path = project_root() / os.path.expanduser(given)
+    if re.search(r"[{}\n]", str(path)):  # papermill and Snakemake would take it for a pattern
+        raise InvalidValue(f"{variable} is {given!r}, in {path}; possible are paths without braces")
+    return path
 
 
 def published_folder() -> Path:
@@ -49,6 +61,14 @@ def display_path(path: Path) -> str:
 
 
 LeaseCheck = Callable[[], None]  # raises OSError where a lease was lost
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line to a stream, by default stdout; what can't be printed is left out, or lost."""
+    stream = stream or sys.stdout
+    with suppress(AttributeError, OSError, ValueError):  # there is none, or nobody at its end
+        encoding = stream.encoding or "ascii"
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
 
 def no_lease() -> None:
@@ -119,6 +139,19 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def _wait(lease: filelock.SoftFileLease, path: Path) -> None:
+    """Take a lease once it is free; raises OSError where this process can never have it."""
+    while os.access(path.parent, os.W_OK):
+        heartbeat = path.stat().st_mtime_ns if path.exists() else 0
+        try:
+            lease.acquire(timeout=LEASE_SECONDS + 5)
+            return
+        except filelock.Timeout:
+            if path.exists() and path.stat().st_mtime_ns == heartbeat:
+                break
+    raise PermissionError(errno.EACCES, f"{path.name} in it is another user's")
+
+
 @contextmanager
 def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
     """Let one process at a time past, on this host and on others; the next prints and waits.
@@ -142,8 +175,8 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
         try:
             lease.acquire(timeout=0.5)  # long enough to take over from a dead process
         except filelock.Timeout:
-            print(waiting_message, flush=True)
-            lease.acquire()
+            say(waiting_message)
+            _wait(lease, path)
     except OSError as error:
         raise FileProblem(
             f"can't write {folder}: {error.strerror or error}; make it writable, or set "
@@ -190,6 +223,8 @@ def digest_of(*parts: bytes) -> str:
 
 def first_line(error: Exception) -> str:
     """Return an error's first line; of a system's error its words, without number and path."""
-    return (
-        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    )
+    path = getattr(error, "filename", None)
+    if path and os.path.islink(path) and not os.path.exists(path):
+        return f"it is a link to {os.readlink(path)}, which does not exist"
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -7,6 +7,7 @@ is checkpoint.pt, and .lease while a process trains it.
 """
 
 import io
+import os
 import platform
 import reprlib
 import subprocess
@@ -29,6 +30,7 @@ from mixshare import files
 from mixshare.checks import FileProblem
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.data import current_digest
+from mixshare.execution import torch_settings
 from mixshare.files import display_path, outputs_folder, published_folder, read_json
 from mixshare.metrics import image_scores
 from mixshare.model import MimoWideResNet
@@ -96,8 +98,9 @@ class Run:
         """The trained network on the processor, in evaluation mode."""
         weights = _read(self.folder / "weights.safetensors", load_file)
         channels = weights["encoders.0.weight"].shape[1]
-        model = build_model(self.config, channels, len(weights["classifiers.0.bias"]))
-        model.load_state_dict(weights)
+        with torch_settings():
+            model = build_model(self.config, channels, len(weights["classifiers.0.bias"]))
+            model.load_state_dict(weights)
         return model.eval()
 
 
@@ -354,7 +357,7 @@ def damaged_checkpoint(path: Path, reason: str) -> FileProblem:
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Return what decides a run's last bits besides its configuration; no user, host or folder."""
-    gpu = device.type == "cuda"
+    gpu, limit = device.type == "cuda", os.environ.get("ONEDNN_MAX_CPU_ISA")
     processor = f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "python": platform.python_version(),
@@ -365,15 +368,16 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "threads": config.threads,
         "deterministic": config.deterministic,
         "capture": config.capture and gpu,
+        "onednn_isa": limit,
     }
 
 
 def code_version() -> dict[str, Any]:
     """Return the checkout's git commit, and whether tracked files are as committed; else None."""
-    root = files.project_root()
+    root = Path(__file__).resolve().parents[1]
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
     commit, dirty = None, None
-    if (root / "pyproject.toml").is_file():  # else installed: the current repository is not ours
+    if (root / ".git").exists():  # else installed or unpacked: the repository around is not ours
         with suppress(OSError, subprocess.SubprocessError):
             options = {"capture_output": True, "text": True, "timeout": 20, "check": True}
             done = subprocess.run([*command, "--dirty"], **options)

@@ -50,10 +50,11 @@ def train(config: RunConfig) -> runs.Run:
     """
     if run := _finished(config):
         return run
-    data, device = load_data(config.dataset), choose_device(config)
-    steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
+    device = choose_device(config)
     try:
         with torch_settings(config, device):
+            data = load_data(config.dataset)
+            steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
             return _train(config, data.to(device), device)
     except torch.OutOfMemoryError:
         raise FileProblem(OUT_OF_MEMORY) from None
@@ -265,6 +266,6 @@ def predict(model: nn.Module, data: Data, images: Tensor, precision: str = "floa
 
 def _progress_bar(config: RunConfig, done: int) -> tqdm:
     """Return a bar, shown where a person watches: in a terminal or an open notebook."""
-    watched = sys.stderr.isatty() or in_jupyter()
+    watched = in_jupyter() or (sys.stderr and not sys.stderr.closed and sys.stderr.isatty())
     label = f"{config.name} seed {config.seed}"
     return tqdm(total=config.epochs, initial=done, desc=label, unit="epoch", disable=not watched)

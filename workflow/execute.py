@@ -1,5 +1,6 @@
 """Executing notebooks with papermill: parameters checked first, the output moved in when whole."""
 
+import errno
 import json
 import os
 import sys
@@ -18,11 +19,14 @@ from mixshare.files import (
     first_line,
     no_lease,
     remove_leftovers,
+    say,
     write_text,
 )
 
 # ipykernel else warns in every run that its sockets on this host are not encrypted.
 QUIET_KERNEL = ["--log-level=50"]
+# Start kernels of this environment, not others of their name, and as no person's session.
+UNATTENDED = {"JPY_SESSION_NAME": None, "JUPYTER_PATH": None, "JUPYTER_PREFER_ENV_PATH": "1"}
 REPORT_SECONDS = 10.0  # between two lines about a run that is under way
 # jsonschema, which papermill imports, else compiles a grammar of addresses (RFC 3987) for seconds.
 sys.modules.setdefault("rfc3987_syntax", None)
@@ -99,7 +103,7 @@ def _run(chapter: Path, parameters: dict[str, Any], partial: Path | None = None)
 
     shown = display_path(partial or chapter)
     try:
-        with unattended():
+        with environment(UNATTENDED):
             return papermill.execute_notebook(
                 chapter,
                 partial,
@@ -116,20 +120,28 @@ def _run(chapter: Path, parameters: dict[str, Any], partial: Path | None = None)
             f"the process that ran {shown} was killed: perhaps it wanted more memory than there is"
         ) from error
     except (OSError, RuntimeError) as error:  # papermill's own, such as a full disk
-        raise FileProblem(
-            f"{shown}: {first_line(error)}; once there is room and memory, the same command goes on"
-        ) from error
+        short = {errno.ENOSPC: "room", errno.EDQUOT: "room", errno.ENOMEM: "memory"}
+        remedy = short.get(getattr(error, "errno", None))
+        remedy = f"; once there is {remedy}, the same command goes on" if remedy else ""
+        raise FileProblem(f"{shown}: {first_line(error)}{remedy}") from error
 
 
 @contextmanager
-def unattended() -> Iterator[None]:
-    """Start kernels as no person's session in Jupyter, even from a notebook in Jupyter."""
-    session = os.environ.pop("JPY_SESSION_NAME", None)
+def environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Set environment variables, or with None unset them, and afterwards as before."""
+    before = {name: os.environ.get(name) for name in changes}
     try:
+        _set(changes)
         yield
     finally:
-        if session is not None:
-            os.environ["JPY_SESSION_NAME"] = session
+        _set(before)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -140,7 +152,7 @@ def report_progress(folder: Path) -> Iterator[None]:
     def report() -> None:
         while not done.wait(REPORT_SECONDS):
             if line := progress(folder):
-                print(line, file=sys.stderr, flush=True)
+                say(line, sys.stderr)
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()

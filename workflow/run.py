@@ -12,15 +12,22 @@ from typing import Any
 
 # Torch takes seconds to import: each verb imports what it needs.
 
+RUN_KEYS = ("profile", "method", "seed", "overrides")
+
 
 def main() -> int:
     """Run one verb; an error for people is its message alone, and exit status 1."""
     arguments = _parser().parse_args()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")
     try:
         return arguments.func(arguments) or 0
     except (ValueError, TypeError, OSError, ArithmeticError) as error:
         print(f"mixshare: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mixshare: interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,11 +113,14 @@ def chapter(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Train one run."""
     from mixshare import RunConfig, training
-    from mixshare.checks import check_choice
+    from mixshare.checks import InvalidValue, check_choice
 
-    for name in arguments.run:
-        check_choice("key of a run", name, ("profile", "method", "seed", "overrides"))
-    training.train(RunConfig.of(**arguments.run))
+    given = {"overrides": {}} | arguments.run
+    for name in given:
+        check_choice("key of a run", name, RUN_KEYS)
+    if missing := [name for name in RUN_KEYS if name not in given]:
+        raise InvalidValue(f"the run has no {', '.join(missing)}")
+    training.train(RunConfig.of(**given))
 
 
 def refresh(arguments: argparse.Namespace) -> None:

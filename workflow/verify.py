@@ -184,15 +184,9 @@ def _closeness(difference: float, tolerance: float) -> str:
 @contextmanager
 def _temporary_outputs() -> Iterator[Path]:
     """Use an empty outputs folder, and remove it afterwards."""
-    before = os.environ.get("MIXSHARE_OUTPUTS")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["MIXSHARE_OUTPUTS"] = folder
-        try:
+        with execute.environment({"MIXSHARE_OUTPUTS": folder}):
             yield Path(folder)
-        finally:
-            del os.environ["MIXSHARE_OUTPUTS"]
-            if before is not None:
-                os.environ["MIXSHARE_OUTPUTS"] = before
 
 
 def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) -> str:
@@ -203,7 +197,7 @@ def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) ->
     Raises:
         OSError: Nothing could be compared.
     """
-    with _temporary_outputs() as outputs, execute.unattended():
+    with _temporary_outputs() as outputs, execute.environment(execute.UNATTENDED):
         copy = runs.run_folder(run.config)
         shutil.copytree(run.folder, copy)
         if not run.has_logits:
@@ -236,7 +230,7 @@ def _train_again(
         for name in set(OF_TRAINING_IMAGES) - set(saved):  # newer than the run
             del figures[name]
         names = [*runs.environment(run.config, torch.device("cpu")), "earlier_environments"]
-        same = all(name in provenance and provenance[name] == here[name] for name in names)
+        same = all(provenance.get(name) == here[name] for name in names)
         other = "other bits, as on another type of machine; the figures count:"
         if same:
             other = f"{DIFFERENT}, in the environment that made it"

@@ -19,6 +19,7 @@ from mixshare.batch import Normalise
 from mixshare.chapters import bootstrap, grids, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
+from mixshare.execution import torch_settings
 from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
 
@@ -141,8 +142,7 @@ def _network(run: runs.Run, images: Tensor) -> nn.Module:
     return deepcopy(run.model).to(images.device)
 
 
-# Without it a GPU's convolutions keep ten bits.
-_exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+_exact = torch_settings()  # without it a GPU's convolutions keep ten bits
 
 
 @_exact
