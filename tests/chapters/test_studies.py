@@ -301,12 +301,6 @@ def test_bars_are_drawn_for_every_feature_sorted_by_the_members_difference():
     assert sorted(heights[:16]) == pytest.approx(sorted(values[0].tolist()))
 
 
-# They are trained anew after the corrections of the methods, and then published again.
-of_ablations = pytest.mark.skipif(
-    not (STUDIES / "adjustments.csv").is_file(), reason="the ablations are not published"
-)
-
-
 class TestPublishedStudies:
     """The claims on the digits, as published: on every seed, with intervals that do not touch."""
 
@@ -340,12 +334,10 @@ class TestPublishedStudies:
         assert len(paired) >= 3
         assert set(paired["verdict"]) <= {statistics.UNDECIDED, statistics.TOO_FEW}
 
-    @of_ablations
     def test_kernels_that_start_alike_stay_alike_and_independent_ones_stay_apart(self):
         table = pd.read_csv(STUDIES / "alignment.csv").set_index(["start", "seed"])["kernel_cosine"]
         assert (table.loc["identical"] > 0.9).all() and (table.loc["independent"] < 0.5).all()
 
-    @of_ablations
     def test_every_adjustment_is_in_the_table_with_a_verdict_that_its_numbers_allow(self):
         table = pd.read_csv(STUDIES / "adjustments.csv")
         changes = {*(row.change for row in studies.ADJUSTMENTS), studies.TWO_SINGLE.change}
@@ -358,7 +350,6 @@ class TestPublishedStudies:
         undecided = table["verdict"].isin([statistics.UNDECIDED, statistics.TOO_FEW])
         assert (undecided == ~allowed).all()
 
-    @of_ablations
     def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
         folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
         names = {path.name for path in folder.iterdir()}

@@ -211,7 +211,7 @@ class TestLargeFiles:
 
     def test_it_is_what_is_published_of_each_run(self):
         records = list(published_folder().glob("*/*/seed-*/config.json"))
-        assert len(records) > 30
+        assert len(records) > 100
         for path in records:
             wanted = set(publish.run_files(RunConfig.from_dict(read_json(path))))
             if "accuracy_train" not in read_json(path.with_name("metrics.json")):

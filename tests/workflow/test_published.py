@@ -260,6 +260,13 @@ class TestReadmeOnDigits:
         )
         assert cosines.loc[["mimo", "cut_mixmo"], "cosine"].abs().max() < 0.1
 
+    def test_on_the_control_with_one_network(self):
+        rows = table("digits", "adjustments.csv").set_index("change")
+        tied = rows.loc["control: one network, same cutmix and pooling"]
+        assert set(tied["figure"]) == {"accuracy_ensemble", "nll"}
+        assert set(tied["verdict"]) <= UNDECIDED
+        assert "one network trained with its CutMix and unmixing can't be told from it" in README
+
     def test_on_half_precision(self):
         (precision,) = [grid for grid in DECLARED if grid.name == "precision"]
         finished = [published(config) for config in precision.configs]
