@@ -6,7 +6,7 @@ override RETRAIN := $(if $(filter command,$(origin RETRAIN)),$(RETRAIN))
 KNOWN := PYTHON PROFILE WORKFLOW CORES METHODS SEEDS GRID FRESH RUN RETRAIN PYTEST
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(if $(filter $(KNOWN),\
 	$(name)),,$(error make takes no $(name); possible are $(KNOWN)))))
-$(foreach name,FRESH RETRAIN,$(if $(filter-out 0 1,$($(name))),$(error $(name) is $($(name)); possible is 1, 0 or nothing)))
+$(foreach name,FRESH RETRAIN,$(if $(filter-out x x0 x1,x$(subst $() ,_,$($(name)))),$(error $(name) is $($(name)); possible is 1, 0 or nothing)))
 PROFILE ?= digits
 # Where the batch runs: a folder of workflow/profiles, local or slurm.
 WORKFLOW ?= local

@@ -43,7 +43,9 @@ def _folder(variable: str, default: str) -> Path:
     given = os.environ.get(variable) or default
     path = project_root() / os.path.expanduser(given)
     if re.search(r"[{}\n]", str(path)):  # papermill and Snakemake would take it for a pattern
-        raise InvalidValue(f"{variable} is {given!r}, in {path}; possible are paths without braces")
+        raise InvalidValue(
+            f"{variable} is {given!r}, which is {str(path)!r}; possible are paths without braces"
+        )
     return path
 
 
@@ -141,15 +143,21 @@ def read_json(path: Path) -> Any:
 
 def _wait(lease: filelock.SoftFileLease, path: Path) -> None:
     """Take a lease once it is free; raises OSError where this process can never have it."""
-    while os.access(path.parent, os.W_OK):
-        heartbeat = path.stat().st_mtime_ns if path.exists() else 0
+    while True:
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        heartbeat = _heartbeat(path)
         try:
-            lease.acquire(timeout=LEASE_SECONDS + 5)
+            lease.acquire(timeout=1.5 * LEASE_SECONDS)
             return
         except filelock.Timeout:
-            if path.exists() and path.stat().st_mtime_ns == heartbeat:
-                break
-    raise PermissionError(errno.EACCES, f"{path.name} in it is another user's")
+            if heartbeat and heartbeat == _heartbeat(path):
+                reason = f"{path.name} in it is a dead process's, of another user"
+                raise PermissionError(errno.EACCES, reason) from None
+
+
+def _heartbeat(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -257,3 +258,71 @@ def test_installed_outside_a_checkout_the_project_is_the_current_folder(tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MIXSHARE_OUTPUTS", raising=False)
     assert files.outputs_folder() == tmp_path / "outputs"
+
+
+@pytest.mark.parametrize("name", ["data", "outputs"])
+def test_a_relative_folder_is_one_place_whatever_the_current_one_and_tilde_is_home(
+    tmp_path, monkeypatch, name
+):
+    variable, folder = f"MIXSHARE_{name.upper()}", getattr(files, f"{name}_folder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, expected in (
+        ("mine/of today", files.project_root() / "mine" / "of today"),
+        ("~/mine", tmp_path / "mine"),
+        ("~", tmp_path),
+    ):
+        monkeypatch.setenv(variable, value)
+        for current in (tmp_path, files.project_root() / "notebooks"):
+            monkeypatch.chdir(current)
+            assert folder() == expected
+
+
+@pytest.mark.parametrize("value", ["/a/{1}", "/a/{seed}/b", "}", "a\nb"])
+def test_a_folder_that_other_tools_take_for_a_pattern_is_refused_in_a_line(value, monkeypatch):
+    for variable, folder in (
+        ("MIXSHARE_OUTPUTS", files.outputs_folder),
+        ("MIXSHARE_DATA", files.data_folder),
+    ):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(ValueError, match=variable) as error:
+            folder()
+        assert "possible are paths without braces" in one_line(error)
+
+
+def test_a_link_to_nothing_is_called_one(tmp_path):
+    (tmp_path / "config.json").symlink_to("/nowhere/config.json")
+    with pytest.raises(OSError) as error:
+        files.read_json(tmp_path / "config.json")
+    assert "it is a link to /nowhere/config.json, which does not exist" in one_line(error)
+
+
+# ---- what is printed
+
+
+class Broken(io.TextIOBase):
+    """A stream whose reader is gone."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, Broken(), closed(), object()], ids=str)
+def test_what_can_not_be_printed_ends_nothing(stream, monkeypatch):
+    monkeypatch.setattr("sys.stdout", stream)
+    files.say("waiting …")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8", "utf-16"])
+def test_a_line_is_printed_in_any_encoding_as_far_as_that_has_its_signs(encoding):
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, encoding=encoding)
+    files.say("waiting for a run …", stream)
+    assert content.getvalue().decode(encoding).startswith("waiting for a run ")

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -385,3 +386,58 @@ def test_a_run_that_cannot_be_trained_leaves_no_folder(
         mixshare.train(RunConfig.preset("smoke", "single", **override))
     in_a_line(error.value)
     assert not outputs.exists()
+
+
+# ---- which code made it
+
+
+def git(folder, *words):
+    names = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", "-C", str(folder), *names, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Return a folder with a repository of one commit."""
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "one")
+    return tmp_path
+
+
+def code_of(root, monkeypatch):
+    monkeypatch.setattr(runs, "__file__", str(root / "mixshare" / "runs.py"))
+    return runs.code_version()
+
+
+def test_a_checkout_is_named_by_its_commit_and_whether_tracked_files_are_as_committed(
+    repository, monkeypatch
+):
+    made_by = code_of(repository, monkeypatch)
+    assert re.fullmatch("[0-9a-f]{40}", made_by["git_commit"]) and made_by["git_clean"]
+    git(repository, "tag", "v1")
+    (repository / "untracked").write_text("")
+    assert code_of(repository, monkeypatch) == made_by
+    (repository / "pyproject.toml").write_text("[project]\n# edited\n")
+    assert code_of(repository, monkeypatch) == made_by | {"git_clean": False}
+
+
+def test_code_that_was_installed_or_unpacked_inside_anothers_repository_has_no_commit(
+    repository, monkeypatch
+):
+    unknown = {"git_commit": None, "git_clean": None}
+    monkeypatch.chdir(repository)
+    assert code_of(repository / ".venv" / "site-packages", monkeypatch) == unknown
+    unpacked = repository / "mixshare-0.1"
+    unpacked.mkdir()
+    (unpacked / "pyproject.toml").write_text("[project]\n")
+    assert code_of(unpacked, monkeypatch) == unknown
+
+
+def test_a_repository_without_a_commit_or_a_machine_without_git_has_none(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet")
+    unknown = {"git_commit": None, "git_clean": None}
+    assert code_of(tmp_path, monkeypatch) == unknown
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert code_of(tmp_path, monkeypatch) == unknown
