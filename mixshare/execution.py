@@ -2,11 +2,11 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from getpass import getuser
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -25,16 +25,8 @@ _CPU = torch.device("cpu")
 _ONE_AT_A_TIME = threading.RLock()  # torch's switches are the whole process's
 
 
-class _Switch(NamedTuple):
-    """One of torch's global switches that changes bits, or breaks a step."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-    wanted: Any
-
-
-def _attribute(owner: Any, name: str, wanted: Any) -> _Switch:
-    return _Switch(partial(getattr, owner, name), partial(setattr, owner, name), wanted)
+def _attribute(owner: Any, name: str, wanted: Any) -> tuple:
+    return partial(getattr, owner, name), partial(setattr, owner, name), wanted
 
 
 def _flushes_denormals() -> bool:  # torch sets it, but does not say how it is set
@@ -43,9 +35,10 @@ def _flushes_denormals() -> bool:  # torch sets it, but does not say how it is s
 
 _backends = torch.backends
 _PRODUCTS = (_backends.mkldnn, _backends.cudnn)
+# Torch's global switches that change bits, or break a step: how each is read, how set, how wanted.
 _SWITCHES = [
-    _Switch(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-    _Switch(_flushes_denormals, torch.set_flush_denormal, False),
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (_flushes_denormals, torch.set_flush_denormal, False),
     _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False),
     _attribute(_backends.cuda.matmul, "fp32_precision", "ieee"),
     _attribute(_backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
@@ -100,8 +93,8 @@ def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU)
     threads = config.threads if config else torch.get_num_threads()
     switches = [
         *_SWITCHES,
-        _Switch(torch.get_num_threads, torch.set_num_threads, threads),
-        _Switch(*mode, 2 if config and deterministic else 0),
+        (torch.get_num_threads, torch.set_num_threads, threads),
+        (*mode, 2 if config and deterministic else 0),
         _attribute(_backends.cudnn, "deterministic", deterministic),
         _attribute(_backends.cudnn, "benchmark", device.type == "cuda" and not deterministic),
     ]
@@ -113,9 +106,8 @@ def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU)
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        for switch in switches:
-            before = switch.get()
-            if before != switch.wanted:
-                switch.set(switch.wanted)
-                stack.callback(switch.set, before)
+        for get, set_, wanted in switches:
+            if (before := get()) != wanted:
+                set_(wanted)
+                stack.callback(set_, before)
         yield

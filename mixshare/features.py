@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -203,7 +201,7 @@ class _Moments:
         return self.squares / (self.count - 1)
 
 
-# Scores
+# Score (appendix D)
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -217,33 +215,3 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     """
     tiny = torch.finfo(a.dtype).tiny
     return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(tiny)
-
-
-def scale_free(a: Tensor, b: Tensor) -> Tensor:
-    """Return the `overlap` of importances divided by their sums, blind to a louder member."""
-    tiny = torch.finfo(a.dtype).tiny
-    return overlap(*(x / x.sum(dim=-1, keepdim=True).clamp_min(tiny) for x in (a, b)))
-
-
-def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) -> Tensor:
-    """Return the `overlap` with b's channels permuted at random: (permutations,)."""
-    random = np.random.Generator(np.random.Philox(seed))
-    shuffled = random.permuted(np.tile(np.arange(len(b)), (permutations, 1)), axis=1)
-    return overlap(a, b[torch.from_numpy(shuffled).to(b.device)])
-
-
-def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the null's 5 % and 95 % quantiles."""
-    null = overlap_null(a, b)
-    return null.quantile(0.05).item(), null.quantile(0.95).item()
-
-
-def verdict(value: float, low: float, high: float) -> str:
-    """Judge an overlap against `chance`: "shared" above it, "separated" below it, or "neither"."""
-    return "shared" if value > high else "separated" if value < low else "neither"
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of two members' importances: (…, C) each to (…)."""
-    ranks = (torch.from_numpy(scipy.stats.rankdata(x.cpu(), axis=-1)) for x in (a, b))
-    return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -141,23 +141,11 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _wait(lease: filelock.SoftFileLease, path: Path) -> None:
-    """Take a lease once it is free; raises OSError where this process can never have it."""
-    while True:
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        heartbeat = _heartbeat(path)
-        try:
-            lease.acquire(timeout=1.5 * LEASE_SECONDS)
-            return
-        except filelock.Timeout:
-            if heartbeat and heartbeat == _heartbeat(path):
-                reason = f"{path.name} in it is a dead process's, of another user"
-                raise PermissionError(errno.EACCES, reason) from None
-
-
-def _heartbeat(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _can_take(path: Path) -> bool:
+    """Return whether this process could remove a dead one's lease, and write beside it."""
+    folder, user = path.parent.stat(), os.geteuid()
+    sticky = folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid)
+    return os.access(path.parent, os.W_OK) and not (sticky and path.stat().st_uid != user)
 
 
 @contextmanager
@@ -183,8 +171,10 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
         try:
             lease.acquire(timeout=0.5)  # long enough to take over from a dead process
         except filelock.Timeout:
+            if not _can_take(path):
+                raise PermissionError(errno.EACCES, "its lease is another user's") from None
             say(waiting_message)
-            _wait(lease, path)
+            lease.acquire()
     except OSError as error:
         raise FileProblem(
             f"can't write {folder}: {error.strerror or error}; make it writable, or set "
@@ -203,17 +193,6 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
         yield check_lease
     finally:
         lease.release()
-
-
-def require_space(folder: Path, size: int) -> None:
-    """Raise OSError unless the disk of `folder` has room for `size` bytes more."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise FileProblem(
-            f"{display_path(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB "
-            "free; make room or set MIXSHARE_OUTPUTS"
-        )
 
 
 def sha256(content: bytes) -> str:

@@ -110,17 +110,14 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    remedy = "mixshare.train makes the run again"
     try:
         return reader(path)
-    except FileNotFoundError as error:
-        raise FileProblem(
-            f"{display_path(path)} is missing (published runs lack large files); {remedy}"
-        ) from error
     except Exception as error:  # each format's reader has errors of its own for a damaged file
-        raise FileProblem(
-            f"{display_path(path)} is damaged ({type(error).__name__}); {remedy}"
-        ) from error
+        what = f"damaged ({type(error).__name__})"
+        if isinstance(error, FileNotFoundError):
+            what = "missing (published runs lack large files)"
+        text = f"{display_path(path)} is {what}; mixshare.train makes the run again"
+        raise FileProblem(text) from error
 
 
 def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:

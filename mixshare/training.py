@@ -22,8 +22,8 @@ from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
-from mixshare.files import require_space, write
-from mixshare.metrics import accuracies, accuracy, evaluate
+from mixshare.files import write
+from mixshare.metrics import accuracy, evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -37,7 +37,6 @@ OUT_OF_MEMORY = (
     "the GPU has no memory left for this run; possible are fewer runs at once, a smaller "
     "batch_size, or device='cpu'"
 )
-NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 TEST_FIGURES = ("test_accuracy_ensemble", "test_accuracy_individual")  # of the history
 
 
@@ -62,7 +61,6 @@ def train(config: RunConfig) -> runs.Run:
 
 def _train(config: RunConfig, data: Data, device: torch.device) -> runs.Run:
     folder = runs.run_folder(config)
-    require_space(folder, NEEDED_BYTES)
     with runs.training_lease(config) as check_lease:
         if run := _finished(config):  # by the process that had the lease before
             return run
@@ -108,8 +106,6 @@ class Training:
 
     def run(self, path: Path, check_lease: Callable[[], None]) -> None:
         """Train the epochs that are left, with a checkpoint at `path` now and then."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        require_space(path.parent, 16 * parameters + NEEDED_BYTES)
         if path.exists():
             self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
@@ -156,7 +152,7 @@ class Training:
             return dict.fromkeys(TEST_FIGURES, math.nan)
         logits = test_logits(self.model, self.data, self.config.precision)
         self.refuse_divergence(losses, logits)
-        figures = accuracies(logits, self.data.test_labels)
+        figures = evaluate(logits, self.data.test_labels)
         return {name: figures[name.removeprefix("test_")] for name in TEST_FIGURES}
 
     def refuse_divergence(self, losses: Tensor, logits: Tensor | None = None) -> None:

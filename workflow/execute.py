@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mixshare.chapters import TYPES, chapter_path, check_values
 from mixshare.checks import FileProblem
@@ -25,8 +26,6 @@ from mixshare.files import (
 
 # ipykernel else warns in every run that its sockets on this host are not encrypted.
 QUIET_KERNEL = ["--log-level=50"]
-# Start kernels of this environment, not others of their name, and as no person's session.
-UNATTENDED = {"JPY_SESSION_NAME": None, "JUPYTER_PATH": None, "JUPYTER_PREFER_ENV_PATH": "1"}
 REPORT_SECONDS = 10.0  # between two lines about a run that is under way
 # jsonschema, which papermill imports, else compiles a grammar of addresses (RFC 3987) for seconds.
 sys.modules.setdefault("rfc3987_syntax", None)
@@ -103,7 +102,7 @@ def _run(chapter: Path, parameters: dict[str, Any], partial: Path | None = None)
 
     shown = display_path(partial or chapter)
     try:
-        with environment(UNATTENDED):
+        with unattended():
             return papermill.execute_notebook(
                 chapter,
                 partial,
@@ -127,21 +126,12 @@ def _run(chapter: Path, parameters: dict[str, Any], partial: Path | None = None)
 
 
 @contextmanager
-def environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """Set environment variables, or with None unset them, and afterwards as before."""
-    before = {name: os.environ.get(name) for name in changes}
-    try:
-        _set(changes)
+def unattended() -> Iterator[None]:
+    """Start kernels of this environment, not others of their name, and as no person's session."""
+    with patch.dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"):
+        for name in ("JUPYTER_PATH", "JPY_SESSION_NAME"):
+            os.environ.pop(name, None)
         yield
-    finally:
-        _set(before)
-
-
-def _set(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 @contextmanager

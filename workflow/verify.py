@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import execute
 import torch
@@ -184,9 +185,8 @@ def _closeness(difference: float, tolerance: float) -> str:
 @contextmanager
 def _temporary_outputs() -> Iterator[Path]:
     """Use an empty outputs folder, and remove it afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        with execute.environment({"MIXSHARE_OUTPUTS": folder}):
-            yield Path(folder)
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, MIXSHARE_OUTPUTS=folder):
+        yield Path(folder)
 
 
 def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) -> str:
@@ -197,7 +197,7 @@ def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) ->
     Raises:
         OSError: Nothing could be compared.
     """
-    with _temporary_outputs() as outputs, execute.environment(execute.UNATTENDED):
+    with _temporary_outputs() as outputs, execute.unattended():
         copy = runs.run_folder(run.config)
         shutil.copytree(run.folder, copy)
         if not run.has_logits:

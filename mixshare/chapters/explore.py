@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixshare import features, figures, mixing, plan, runs
 from mixshare.batch import Normalise
+from mixshare.chapters import similarity
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import in_jupyter
@@ -213,13 +214,13 @@ def _draw_importance(
     values = by_name[name][block - 1][:2]  # (2, F, C)
     k = inputs.index(fixed)
     pair = values[:, k - 1] if k else values.mean(dim=1)
-    overlap, (low, high) = features.overlap(*pair).item(), features.chance(*pair)
+    overlap, (low, high) = features.overlap(*pair).item(), similarity.chance(*pair)
     title = f"{name}, block {block}: overlap {overlap:.2f}"
     figure = figures.overlaid([[(title, pair)]], "importance", "feature maps, sorted")
     # One scale for all choices of a block.
     largest = max(float(blocks[block - 1][:2].max()) for blocks in by_name.values())
     figure.axes[0].set_ylim(0, 1.05 * largest)
-    verdict = features.verdict(overlap, low, high)
+    verdict = similarity.verdict(overlap, low, high)
     if verdict == "neither":
         verdict = "neither shared nor separated"
     return figure, (

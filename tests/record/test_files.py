@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -200,35 +198,7 @@ def test_a_digest_is_the_sha256_of_lengths_and_parts_on_every_machine():
     assert files.digest_of(b"abc", b"", b"d") == hashlib.sha256(content).hexdigest()
 
 
-# ---- room and paths
-
-
-Disk = namedtuple("Disk", "total used free")
-
-
-def test_room_is_required_of_the_disk_that_the_folder_will_be_on_and_may_just_suffice(
-    tmp_path, monkeypatch
-):
-    asked = []
-
-    def disk_usage(path):
-        asked.append(Path(path))
-        return Disk(10**10, 0, 5_000_000)
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    files.require_space(tmp_path / "not" / "yet" / "made", 5_000_000)
-    assert asked == [tmp_path] and not (tmp_path / "not").exists()
-
-
-def test_too_little_room_is_a_line_that_says_how_much_is_needed_and_how_much_is_free(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(10**10, 0, 5_000_000))
-    with pytest.raises(OSError) as error:
-        files.require_space(tmp_path / "run", 7_000_000)
-    message = one_line(error)
-    words = (str(tmp_path / "run"), "7 MB", "5 MB", "MIXSHARE_OUTPUTS")
-    assert all(word in message for word in words)
+# ---- paths
 
 
 def test_paths_inside_the_project_are_shown_from_its_root_and_others_whole(tmp_path, monkeypatch):

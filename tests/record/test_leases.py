@@ -207,7 +207,7 @@ def ask_for_lease(path: Path, pipe) -> None:
     "mode, reason",
     [
         (0o755, "Permission denied"),
-        (0o1777, "a dead process's, of another user"),
+        (0o1777, "its lease is another user's"),
         (0o555, "Permission denied"),
     ],
     ids=["no right to write", "sticky", "nobody's to write"],
