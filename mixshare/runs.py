@@ -9,6 +9,7 @@ is checkpoint.pt, and .lease while a process trains it.
 import io
 import os
 import platform
+import re
 import reprlib
 import subprocess
 import zipfile
@@ -370,13 +371,12 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """Return the checkout's git commit, and whether tracked files are as committed; else None."""
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
-    commit, dirty = None, None
-    if (root / ".git").exists():  # else installed or unpacked: the repository around is not ours
+    """Return the checkout's commit, and whether its tracked files are so, outputs left out."""
+    root, text = Path(__file__).resolve().parents[1], ""
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "-uno", ":!outputs"]
+    if (root / ".git").exists():  # else installed or unpacked: a repository around it is not ours
         with suppress(OSError, subprocess.SubprocessError):
-            options = {"capture_output": True, "text": True, "timeout": 20, "check": True}
-            done = subprocess.run([*command, "--dirty"], **options)
-            commit, _, dirty = done.stdout.strip().partition("-")
-    return {"git_commit": commit, "git_clean": None if commit is None else not dirty}
+            text = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    commit = re.search("^# branch.oid ([0-9a-f]{40})$", text, re.M)
+    changed = re.search("^[^#]", text, re.M) is not None
+    return {"git_commit": commit and commit[1], "git_clean": not changed if commit else None}

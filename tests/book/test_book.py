@@ -30,7 +30,7 @@ ROOT = project_root()
 DIGITS = published_folder() / "digits"
 EXPLORED = ["chapters/01_training.html", "chapters/03_subnetwork_features.html"]
 OTHERS = ["index.html", "runs.html", "code.html", "decisions.html", "api.html", "search.html"]
-LEFT_OUT = ["04_adjustments", "05_results-precision"]  # of the small book
+LEFT_OUT = ["04_adjustments", "06_speed"]  # of the small book
 
 
 def chapters(but: list[str] = ()) -> list[str]:

@@ -400,6 +400,8 @@ def git(folder, *words):
 def repository(tmp_path):
     """Return a folder with a repository of one commit."""
     (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "published.csv").write_text("published")
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "one")
@@ -418,6 +420,7 @@ def test_a_checkout_is_named_by_its_commit_and_whether_tracked_files_are_as_comm
     assert re.fullmatch("[0-9a-f]{40}", made_by["git_commit"]) and made_by["git_clean"]
     git(repository, "tag", "v1")
     (repository / "untracked").write_text("")
+    (repository / "outputs" / "published.csv").write_text("published anew")
     assert code_of(repository, monkeypatch) == made_by
     (repository / "pyproject.toml").write_text("[project]\n# edited\n")
     assert code_of(repository, monkeypatch) == made_by | {"git_clean": False}
