@@ -267,6 +267,33 @@ class TestReadmeOnDigits:
         assert set(tied["verdict"]) <= UNDECIDED
         assert "one network trained with its CutMix and unmixing can't be told from it" in README
 
+    def test_on_widths(self):
+        pairs = table("digits", "width/paired.csv").set_index(["figure", "other"])
+        widths = {"1": "", "2": "+width=2", "4": "+width=4"}
+        names = [f"{name}{end}" for end in widths.values() for name in ("single", "cut_mixmo")]
+        assert set(pairs.loc["accuracy_ensemble"].loc[names, "verdict"]) <= UNDECIDED
+        for width, end in widths.items():
+            pair = pairs.loc["nll", f"cut_mixmo{end}"]
+            ends = ("difference", "seeds_high", "seeds_low", "images_high", "images_low")
+            sentence = (
+                "{:.3f} nats (seeds {:.3f} to {:.3f}, test images {:.3f} to {:.3f}) at width "
+            )
+            shown = sentence.format(*(-pair[name] for name in ends)) + width
+            assert (shown in README) == (pair["verdict"] == "lower")
+        rows = table("digits", "width/runs.csv", dtype={"seed": str})
+        nll = rows.pivot(index="seed", columns="method", values="nll").loc[["1", "2", "3"]]
+        lead = {w: nll[f"mixshare{end}"] - nll[f"cut_mixmo{end}"] for w, end in widths.items()}
+        shrinks = statistics.interval(lead["4"] - lead["1"])
+        assert shrinks[1] > 0
+        sentence = "from width 1 to 4 the lead shrinks by {:.3f} ({:.3f} to {:.3f} over seeds)"
+        assert sentence.format(*shrinks) in README
+        behind = [(nll[f"cut_mixmo{end}"] - nll[f"single{end}"]).mean() for end in widths.values()]
+        assert min(behind) > 0
+        assert (
+            "is ahead of Cut-MixMo as well, by {:.3f}, {:.3f} and {:.3f} nats".format(*behind)
+            in README
+        )
+
     def test_on_half_precision(self):
         (precision,) = [grid for grid in DECLARED if grid.name == "precision"]
         finished = [published(config) for config in precision.configs]
