@@ -1,12 +1,19 @@
 # Needs make and a Python from 3.11 on; everything else is installed into .venv.
 PYTHON  ?= python3
+# Switches: 1 is yes. Nothing that deletes, or takes long, comes in from the environment.
+override FRESH := $(if $(filter command,$(origin FRESH)),$(FRESH))
+override RETRAIN := $(if $(filter command,$(origin RETRAIN)),$(RETRAIN))
+KNOWN := PYTHON PROFILE WORKFLOW CORES METHODS SEEDS GRID FRESH RUN RETRAIN PYTEST
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(if $(filter $(KNOWN),\
+	$(name)),,$(error make takes no $(name); possible are $(KNOWN)))))
+$(foreach name,FRESH RETRAIN,$(if $(filter-out x x0 x1,x$(subst $() ,_,$($(name)))),$(error $(name) is $($(name)); possible is 1, 0 or nothing)))
 PROFILE ?= digits
 # Where the batch runs: a folder of workflow/profiles, local or slurm.
 WORKFLOW ?= local
 BIN     := .venv/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BATCH   := $(BIN)/python workflow/run.py
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile \
+SNAKEMAKE = env -u SNAKEMAKE_PROFILE -u SNAKEMAKE_WORKFLOW_PROFILE $(BIN)/snakemake --snakefile workflow/Snakefile \
 	--workflow-profile workflow/profiles/$(WORKFLOW) $(if $(CORES),--cores $(CORES))
 # Two workers: with more than a thread each they would crowd two cores.
 PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -15,7 +22,7 @@ PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 METHODS_OPTION = $(if $(METHODS),--methods $(METHODS))
 SEEDS_OPTION   = $(if $(SEEDS),--seeds $(SEEDS))
 GRID_OPTION    = $(if $(GRID),--grid $(GRID))
-FRESH_OPTION   = $(if $(FRESH),--fresh)
+FRESH_OPTION   = $(if $(filter 1,$(FRESH)),--fresh)
 CHOSEN  = $(PROFILE) $(GRID_OPTION) $(METHODS_OPTION) $(SEEDS_OPTION)
 CONFIG  = --config profile=$(PROFILE) $(if $(METHODS),methods=$(METHODS)) $(SEEDS_CONFIG)
 SEEDS_CONFIG = $(if $(SEEDS),seeds=$(SEEDS))
@@ -64,7 +71,7 @@ publish: env ## check results and copy them to outputs/published (GRID, or PROFI
 	@$(BATCH) publish $(CHOSEN)
 
 verify: env ## check a run's files, figures, weights and chapter (RUN=a run's folder, RETRAIN=1)
-	@$(BATCH) verify "$(RUN)" $(if $(RETRAIN),--retrain)
+	@$(BATCH) verify "$(RUN)" $(if $(filter 1,$(RETRAIN)),--retrain)
 
 book: env ## executed chapters as a site to read, outputs/<profile>/book/index.html (PROFILE)
 	@$(BIN)/python docs/book.py $(PROFILE)

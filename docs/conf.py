@@ -66,5 +66,5 @@ def setup(app):
 
         return visit, None
 
-    block = visitors("block", '<div class="formula">{}</div>')
+    block = visitors("block", '<div class="formula" tabindex="0">{}</div>')
     app.add_html_math_renderer("mathml", visitors("inline", "{}"), block)

@@ -16,31 +16,24 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 class _MessageOnly:
     def _render_traceback_(self) -> list[str]:
-        return [f"{self.kind}: {self}"]
+        kind = next(kind for kind in type(self).__mro__ if kind.__module__ == "builtins")
+        return [f"{kind.__name__}: {self}"]
 
 
 class InvalidValue(_MessageOnly, ValueError):
     """A value that is out of range, unknown, or in conflict with another."""
 
-    kind = "ValueError"
-
 
 class InvalidType(_MessageOnly, TypeError):
     """A value of the wrong type."""
-
-    kind = "TypeError"
 
 
 class FileProblem(_MessageOnly, OSError):
     """A file or folder that is missing, damaged, of another run, or not writable."""
 
-    kind = "OSError"
-
 
 class Diverged(_MessageOnly, ArithmeticError):
     """A loss that is not finite."""
-
-    kind = "ArithmeticError"
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ class Range:
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_YAML_STRING = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # a number, since YAML 1.2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -106,6 +100,8 @@ def convert(name: str, wanted: Any, value: Any) -> Any:
             return float(value) + 0.0  # -0.0 becomes 0.0: equal runs have equal digests
         except OverflowError:
             return math.inf
+    if wanted is float and isinstance(value, str) and _YAML_STRING.fullmatch(value):
+        return float(value)
     if wanted in (str, bool) and isinstance(value, wanted):
         return value
     if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):

@@ -63,6 +63,7 @@ COMMON: dict[str, Any] = dict(
 # Fields that say how a run is executed, not which run it is: not in its name or its digest.
 EXECUTION = ("capture", "deterministic", "threads", "device")
 
+LONGEST_NAME = 255  # of a folder, in any common file system
 _COUNT = Range(1, 2**63)
 _PROBABILITY = Range(0, 1, closed="both")
 
@@ -150,9 +151,7 @@ class RunConfig:
                 f"batch_size {self.batch_size} is not a multiple of batch_repetition {b}; "
                 f"possible is {b * max(1, self.batch_size // b)}"
             )
-        if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(
-            set(self.milestones)
-        ):
+        if list(self.milestones) != sorted({abs(epoch) for epoch in self.milestones}):
             raise InvalidValue(
                 f"milestones are {list(self.milestones)}; possible are epochs in rising order, "
                 "such as [75, 150, 225]"
@@ -211,11 +210,8 @@ class RunConfig:
             ValueError: Fields are missing or unknown.
         """
         fields = COMMON | fields
-        missing, unknown = sorted(set(FIELDS) - set(fields)), sorted(set(fields) - set(FIELDS))
-        if missing or unknown:
-            raise InvalidValue(
-                f"a run has the fields of RunConfig; missing: {missing}, unknown: {unknown}"
-            )
+        if wrong := sorted(FIELDS.keys() ^ fields.keys()):
+            raise InvalidValue(f"missing, or no fields of a run: {', '.join(map(repr, wrong))}")
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,7 +235,13 @@ class RunConfig:
     def name(self) -> str:
         """The method, and `+field=value` for each override, sorted: the run's folder."""
         overrides = sorted(self.overrides.items())
-        return "+".join([self.method, *(f"{name}={_short(value)}" for name, value in overrides)])
+        name = "+".join([self.method, *(f"{name}={_short(value)}" for name, value in overrides)])
+        if len(name) > LONGEST_NAME:
+            raise InvalidValue(
+                f"{len(overrides)} overrides make a folder's name of {len(name)} characters; "
+                f"possible are {LONGEST_NAME}"
+            )
+        return name
 
     @property
     def digest(self) -> str:

@@ -5,6 +5,7 @@ from, and the digest does not depend on the order in which they came.
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixshare.checks import FileProblem, check_name
-from mixshare.files import data_folder, digest_of, display_path
+from mixshare.files import data_folder, digest_of, display_path, first_line
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 # Content digests of data sets that have only one true content.
@@ -24,9 +25,7 @@ KNOWN_DIGESTS = {
     "cifar100": "aff8ff203bf3035f987cbe860eca3a5b5151dd2112394645a45b0bd45b7ebc98",
     "cifar100-16px": "8b50fdaf96571456f3ce3ffb46e5aeba214b3ce0a93437c0f05cb16b6bea3ec6",
 }
-FEW_PER_CLASS = 60  # train images of "cifar100-16px"
 
-_TENSORS = KEYS[:4]
 _digests: dict[tuple, str | None] = {}  # by name and the state of its file
 
 
@@ -63,7 +62,7 @@ class Data:
 
     def to(self, device: torch.device) -> "Data":
         """Return the same data on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        return replace(self, **{name: getattr(self, name).to(device) for name in KEYS[:4]})
 
 
 def load_data(name: str) -> Data:
@@ -78,18 +77,16 @@ def load_data(name: str) -> Data:
     """
     check_name("dataset", name)
     path, state = data_folder() / f"{name}.npz", _state(name)
-    if name in BUILT_IN:
-        source, arrays = "scikit-learn's digits", BUILT_IN[name]()
-    elif name in DERIVED:
-        source, arrays = "CIFAR-100 in small", DERIVED[name]()
-    elif path.is_file():
+    if name in _MADE:
+        source, arrays = f"the built-in {name}", _MADE[name]()
+    elif os.path.lexists(path):  # a folder or a dangling link is told by reading it
         source, arrays = display_path(path), _read_archive(path)
     elif name in ("cifar10", "cifar100"):
         source, arrays = display_path(data_folder()), _torchvision(name)
     else:
         raise FileProblem(
             f"no data set {name!r}: {display_path(path)} does not exist; possible are "
-            f"{', '.join((*BUILT_IN, 'cifar10', 'cifar100', *DERIVED))}, or an archive of that "
+            f"{', '.join((*_MADE, 'cifar10', 'cifar100'))}, or an archive of that "
             f"name with the keys {', '.join(KEYS)}"
         )
     _check(source, *arrays)
@@ -144,7 +141,8 @@ def _canonical(name: str, train_images, train_labels, test_images, test_labels, 
     train, train_digest = _sorted_rows(train_images, train_labels)
     test, test_digest = _sorted_rows(test_images, test_labels)
     digest = digest_of(train_digest.encode(), test_digest.encode())
-    return Data(name, *train, *test, tuple(map(str, names)), digest)
+    texts = (name.decode(errors="replace") if isinstance(name, bytes) else name for name in names)
+    return Data(name, *train, *test, tuple(map(str, texts)), digest)
 
 
 def _sorted_rows(images, labels) -> tuple[tuple[Tensor, Tensor], str]:
@@ -179,12 +177,6 @@ def _digits(train: int = 1297, test: int = 500) -> tuple:
     return *next(splits), *next(splits), digits.target_names
 
 
-BUILT_IN: dict[str, Callable[[], tuple]] = {
-    "digits": _digits,
-    "digits-few": lambda: _digits(train=300, test=100),
-}
-
-
 def _cifar100_16px() -> tuple:
     """Return CIFAR-100 in small: averaged over 2x2 pixels to 16x16, 60 train images a class.
 
@@ -192,7 +184,7 @@ def _cifar100_16px() -> tuple:
     """
     data = load_data("cifar100")
     of_class = (data.train_labels == label for label in range(len(data.class_names)))
-    rows = torch.cat([mask.nonzero().flatten()[:FEW_PER_CLASS] for mask in of_class])
+    rows = torch.cat([mask.nonzero().flatten()[:60] for mask in of_class])
     train, test = (_halved(images) for images in (data.train_images[rows], data.test_images))
     return train, data.train_labels[rows].numpy(), test, data.test_labels.numpy(), data.class_names
 
@@ -203,10 +195,15 @@ def _halved(images: Tensor) -> np.ndarray:
     return (levels + 0.5).floor().byte().permute(0, 2, 3, 1).numpy()
 
 
-DERIVED: dict[str, Callable[[], tuple]] = {"cifar100-16px": _cifar100_16px}
+BUILT_IN: dict[str, Callable[[], tuple]] = {
+    "digits": _digits,
+    "digits-few": lambda: _digits(train=300, test=100),
+}
+_MADE = BUILT_IN | {"cifar100-16px": _cifar100_16px}
 
 
 def _read_archive(path: Path) -> tuple:
+    shown = display_path(path)
     try:
         # NumPy leaves a damaged file open, so it is opened here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -215,14 +212,20 @@ def _read_archive(path: Path) -> tuple:
             if not all(isinstance(array, np.ndarray) for array in arrays):
                 raise TypeError("a member is no NumPy array")
     except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
+        if not isinstance(error, OSError) and not zipfile.is_zipfile(path):  # a page, a pointer …
+            reason = f"it begins with {path.read_bytes()[:40]!r}"
+        if reason.startswith("Object arrays"):
+            raise FileProblem(
+                f"{shown} holds an array of Python objects, such as a column of a table; save "
+                "class_names with .astype(str), labels with .astype(int)"
+            ) from error
         raise FileProblem(
-            f"{display_path(path)} is damaged or no .npz archive ({reason}); get it again"
+            f"{shown} is damaged or no .npz archive ({reason}); get it again"
         ) from error
     if missing:
         raise FileProblem(
-            f"{display_path(path)} has no {', '.join(missing)}; wanted are the keys "
-            f"{', '.join(KEYS)}"
+            f"{shown} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}"
         )
     return arrays
 

@@ -1,8 +1,12 @@
 """Where and how a run is executed: the device, threads, determinism."""
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from getpass import getuser
+from typing import Any
 
 import torch
 
@@ -12,6 +16,38 @@ from mixshare.config import RunConfig
 # What deterministic matrix products on a GPU ask for; torch looks once, at a process's first
 # product there, which may not be ours.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+try:  # torch names a folder after the user, who in a container may have no name
+    getuser()
+except (KeyError, OSError):
+    os.environ["USER"] = f"user-{os.getuid()}"
+
+_CPU = torch.device("cpu")
+_ONE_AT_A_TIME = threading.RLock()  # torch's switches are the whole process's
+
+
+def _attribute(owner: Any, name: str, wanted: Any) -> tuple:
+    return partial(getattr, owner, name), partial(setattr, owner, name), wanted
+
+
+def _flushes_denormals() -> bool:  # torch sets it, but does not say how it is set
+    return (torch.full((1,), 1e-39) * 1).item() == 0
+
+
+_PRODUCTS = (torch.backends.mkldnn, torch.backends.cudnn)
+# Torch's global switches that change bits, or break a step: how each is read, how set, how wanted.
+_SWITCHES = [
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (_flushes_denormals, torch.set_flush_denormal, False),
+    # Inside a caller's autocast nothing else would empty the cache: weights would stay the first.
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, False),
+    _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False),
+    _attribute(torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+    _attribute(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
+    *(_attribute(each.conv, "fp32_precision", "ieee") for each in _PRODUCTS),
+    _attribute(torch.backends.mkldnn, "deterministic", False),
+    _attribute(torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),
+    *(_attribute(each, "enabled", True) for each in _PRODUCTS),
+]
 
 
 def choose_device(config: RunConfig) -> torch.device:
@@ -43,30 +79,37 @@ def in_jupyter() -> bool:
 
 
 @contextmanager
-def torch_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Set threads, determinism and float32 as the run wants them, and afterwards as before."""
-    cudnn = torch.backends.cudnn
-    memory = torch.utils.deterministic
-    before = (
-        memory.fill_uninitialized_memory,
-        torch.get_num_threads(),
-        torch.get_deterministic_debug_mode(),
-        torch.get_float32_matmul_precision(),
-        cudnn.allow_tf32,
-        cudnn.benchmark,
-    )
-    try:
-        memory.fill_uninitialized_memory = False  # nothing is read before it is written
-        torch.set_num_threads(config.threads)
-        # `use_deterministic_algorithms` changes torch's compiler too, which nothing here restores.
-        torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
-        torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32 = False
-        cudnn.benchmark = device.type == "cuda" and not config.deterministic
+def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU) -> Iterator[None]:
+    """Set all of torch that changes a run's bits as the run wants it, and afterwards as before.
+
+    Of two threads of one process, one waits for the other.
+
+    Args:
+        config: The run; None is a study, with as many threads as there are now.
+        device: Where it is computed.
+    """
+    deterministic = config is None or config.deterministic
+    # `use_deterministic_algorithms` changes torch's compiler too, which nothing here restores.
+    mode = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+    threads = config.threads if config else torch.get_num_threads()
+    get_autocast, set_autocast = torch.is_autocast_enabled, torch.set_autocast_enabled
+    kinds = {"cpu", device.type}
+    switches = [
+        *_SWITCHES,
+        *((partial(get_autocast, kind), partial(set_autocast, kind), False) for kind in kinds),
+        (torch.get_num_threads, torch.set_num_threads, threads),
+        (*mode, 2 if config and deterministic else 0),
+        _attribute(torch.backends.cudnn, "deterministic", deterministic),
+        _attribute(torch.backends.cudnn, "benchmark", device.type == "cuda" and not deterministic),
+    ]
+    with _ONE_AT_A_TIME, ExitStack() as stack:
+        if torch.get_default_device() != _CPU:
+            stack.enter_context(_CPU)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        for get, set_, wanted in switches:
+            if (before := get()) != wanted:
+                set_(wanted)
+                stack.callback(set_, before)
         yield
-    finally:
-        memory.fill_uninitialized_memory = before[0]
-        torch.set_num_threads(before[1])
-        torch.set_deterministic_debug_mode(before[2])
-        torch.set_float32_matmul_precision(before[3])
-        cudnn.allow_tf32, cudnn.benchmark = before[4:]

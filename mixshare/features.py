@@ -7,10 +7,9 @@ Dimensions: M members, N images, F fixed inputs, C_k feature maps after block k.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
-import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,10 +123,7 @@ def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
         first's, (pairs, 16); no pairs for one member.
     """
     flat = [kernel.flatten(1).cpu().double() for kernel in parts(model).kernels]
-    cosines = [torch.cosine_similarity(a, b, dim=1) for a, b in combinations(flat, 2)]
-    ratios = [b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30) for a, b in combinations(flat, 2)]
-    empty = torch.zeros(0, flat[0].shape[0], dtype=torch.float64)
-    return (torch.stack(cosines), torch.stack(ratios)) if cosines else (empty, empty)
+    return _pairwise(_cosine, flat), _pairwise(_norm_ratio, flat)
 
 
 def classifier_cosine(model: nn.Module | Parts) -> Tensor:
@@ -136,9 +132,20 @@ def classifier_cosine(model: nn.Module | Parts) -> Tensor:
     Returns:
         (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
     """
-    weights = [weight.cpu().double() for weight in parts(model).weights]
-    cosines = [torch.cosine_similarity(a, b, dim=1) for a, b in combinations(weights, 2)]
-    return torch.stack(cosines) if cosines else weights[0].new_zeros(0, len(weights[0]))
+    return _pairwise(_cosine, [weight.cpu().double() for weight in parts(model).weights])
+
+
+_cosine = partial(torch.cosine_similarity, dim=1)
+
+
+def _norm_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30)
+
+
+def _pairwise(compare: Callable[..., Tensor], members: Sequence[Tensor]) -> Tensor:
+    """Compare each pair of M tensors (R, …): (pairs, R); no pairs for one member."""
+    values = [compare(a, b) for a, b in combinations(members, 2)]
+    return torch.stack(values) if values else members[0].new_zeros(0, len(members[0]))
 
 
 def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
@@ -203,7 +210,7 @@ class _Moments:
         return self.squares / (self.count - 1)
 
 
-# Scores
+# Score (appendix D)
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -217,33 +224,3 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     """
     tiny = torch.finfo(a.dtype).tiny
     return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1).clamp_min(tiny)
-
-
-def scale_free(a: Tensor, b: Tensor) -> Tensor:
-    """Return the `overlap` of importances divided by their sums, blind to a louder member."""
-    tiny = torch.finfo(a.dtype).tiny
-    return overlap(*(x / x.sum(dim=-1, keepdim=True).clamp_min(tiny) for x in (a, b)))
-
-
-def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) -> Tensor:
-    """Return the `overlap` with b's channels permuted at random: (permutations,)."""
-    random = np.random.Generator(np.random.Philox(seed))
-    shuffled = random.permuted(np.tile(np.arange(len(b)), (permutations, 1)), axis=1)
-    return overlap(a, b[torch.from_numpy(shuffled).to(b.device)])
-
-
-def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the null's 5 % and 95 % quantiles."""
-    null = overlap_null(a, b)
-    return null.quantile(0.05).item(), null.quantile(0.95).item()
-
-
-def verdict(value: float, low: float, high: float) -> str:
-    """Judge an overlap against `chance`: "shared" above it, "separated" below it, or "neither"."""
-    return "shared" if value > high else "separated" if value < low else "neither"
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of two members' importances: (…, C) each to (…)."""
-    ranks = (torch.from_numpy(scipy.stats.rankdata(x.cpu(), axis=-1)) for x in (a, b))
-    return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)

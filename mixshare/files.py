@@ -1,18 +1,20 @@
 """Paths, atomic writes and leases: a file is written beside its name, then moved into place."""
 
+import errno
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 
-from mixshare.checks import FileProblem
+from mixshare.checks import FileProblem, InvalidValue
 
 # Without a heartbeat for so long, a process on another host counts as dead; one on this host is
 # known to be dead at once.
@@ -26,13 +28,24 @@ def project_root() -> Path:
 
 
 def data_folder() -> Path:
-    """Return `$MIXSHARE_DATA`, else `data/` at the project's root."""
-    return Path(os.environ.get("MIXSHARE_DATA") or project_root() / "data")
+    """Return `$MIXSHARE_DATA`, else `data/`, from the project's root on."""
+    return _folder("MIXSHARE_DATA", "data")
 
 
 def outputs_folder() -> Path:
-    """Return `$MIXSHARE_OUTPUTS`, else `outputs/` at the project's root."""
-    return Path(os.environ.get("MIXSHARE_OUTPUTS") or project_root() / "outputs")
+    """Return `$MIXSHARE_OUTPUTS`, else `outputs/`, from the project's root on."""
+    return _folder("MIXSHARE_OUTPUTS", "outputs")
+
+
+def _folder(variable: str, default: str) -> Path:
+    """Return one place, whatever the folder from which make, papermill or a kernel was started."""
+    given = os.environ.get(variable) or default
+    path = project_root() / os.path.expanduser(given)
+    if re.search(r"[{}\n]", str(path)):  # papermill and Snakemake would take it for a pattern
+        raise InvalidValue(
+            f"{variable} is {given!r}, which is {str(path)!r}; possible are paths without braces"
+        )
+    return path
 
 
 def published_folder() -> Path:
@@ -51,16 +64,23 @@ def display_path(path: Path) -> str:
 LeaseCheck = Callable[[], None]  # raises OSError where a lease was lost
 
 
+def say(text: str, stream: TextIO) -> None:
+    """Print a line; what can't be printed is left out, or lost."""
+    with suppress(AttributeError, OSError, ValueError):  # there is none, or nobody at its end
+        encoding = stream.encoding or "ascii"
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
 def no_lease() -> None:
     """Check nothing: for files that only one process can write."""
 
 
-def write(path: Path, writer: Callable[[Path], Any], check_lease: LeaseCheck = no_lease) -> None:
-    """Write a file whole or not at all.
+def write(path: Path, content: bytes, check_lease: LeaseCheck = no_lease) -> None:
+    """Write a file whole or not at all, first beside its name, then moved into place.
 
     Args:
         path: Where it is to be; its folder is made.
-        writer: Called with a temporary path beside it, to which it writes.
+        content: All of it.
         check_lease: Called before the move, as `exclusive_lease` yields it.
 
     Raises:
@@ -69,17 +89,17 @@ def write(path: Path, writer: Callable[[Path], Any], check_lease: LeaseCheck = n
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer(temporary)
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         check_lease()  # after all that takes time
         os.replace(temporary, path)
     except BaseException as error:  # a keyboard interrupt leaves nothing behind either
         with suppress(OSError):  # the folder may be gone or read-only by now
             temporary.unlink()
-        if isinstance(error, FileProblem) or not isinstance(error, (OSError, RuntimeError)):
+        if isinstance(error, FileProblem) or not isinstance(error, OSError):
             raise
-        # torch and safetensors report a full disk as RuntimeErrors of their own
         raise FileProblem(
             f"can't write {display_path(path)}: {first_line(error)}; make room or rights there, "
             "or set MIXSHARE_OUTPUTS"
@@ -87,14 +107,18 @@ def write(path: Path, writer: Callable[[Path], Any], check_lease: LeaseCheck = n
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files of processes killed while writing `path`; needs its lease."""
-    for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+    """Remove temporary files of processes killed while writing a file; needs its lease.
+
+    Args:
+        path: Of the file; "*" as its name is every file of a folder.
+    """
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, check_lease: LeaseCheck = no_lease) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    write(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"), check_lease)
+    write(path, text.encode(), check_lease)
 
 
 def json_text(value: Any) -> str:
@@ -109,14 +133,26 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the JSON in a file; raises OSError, naming it, where it is missing or damaged."""
+    return read(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+
+
+def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """Return what a reader makes of a file; raises OSError, naming it, where it can't."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileProblem(f"can't read {display_path(path)}: {first_line(error)}") from error
-    except ValueError as error:
-        raise FileProblem(
-            f"{display_path(path)} is damaged ({error}); delete it, and the run makes it again"
-        ) from error
+        return reader(path)
+    except Exception as error:  # each format's reader has errors of its own for a damaged file
+        what = f"damaged ({type(error).__name__}: {first_line(error)})"
+        if isinstance(error, OSError):
+            what = f"not readable ({first_line(error)}; large files are not published of every run)"
+        text = f"{display_path(path)} is {what}; mixshare.train makes the run again"
+        raise FileProblem(text) from error
+
+
+def _can_take(path: Path) -> bool:
+    """Return whether this process could remove a dead one's lease, and write beside it."""
+    folder, user = path.parent.stat(), os.geteuid()
+    sticky = folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid)
+    return os.access(path.parent, os.W_OK) and not (sticky and path.stat().st_uid != user)
 
 
 @contextmanager
@@ -142,7 +178,9 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
         try:
             lease.acquire(timeout=0.5)  # long enough to take over from a dead process
         except filelock.Timeout:
-            print(waiting_message, flush=True)
+            if not _can_take(path):
+                raise PermissionError(errno.EACCES, "its lease is another user's") from None
+            say(waiting_message, sys.stdout)
             lease.acquire()
     except OSError as error:
         raise FileProblem(
@@ -164,17 +202,6 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
         lease.release()
 
 
-def require_space(folder: Path, size: int) -> None:
-    """Raise OSError unless the disk of `folder` has room for `size` bytes more."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise FileProblem(
-            f"{display_path(folder)} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB "
-            "free; make room or set MIXSHARE_OUTPUTS"
-        )
-
-
 def sha256(content: bytes) -> str:
     """Return the digest that `sha256sum` prints."""
     return hashlib.sha256(content).hexdigest()
@@ -190,6 +217,8 @@ def digest_of(*parts: bytes) -> str:
 
 def first_line(error: Exception) -> str:
     """Return an error's first line; of a system's error its words, without number and path."""
-    return (
-        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    )
+    path = getattr(error, "filename", None) or ""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"it is a link to {os.readlink(path)}, which does not exist"
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__

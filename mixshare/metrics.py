@@ -84,16 +84,6 @@ def agreement(predictions: Tensor) -> float | None:
     return sum(pairs) / len(pairs) if pairs else None
 
 
-def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the two figures of `evaluate` that every epoch records: (M, N, K), (N,)."""
-    logits, labels = logits.cpu().double(), labels.cpu()
-    members = [accuracy(member, labels) for member in logits]
-    return {
-        "accuracy_ensemble": accuracy(logits.mean(dim=0), labels),
-        "accuracy_individual": sum(members) / len(members),
-    }
-
-
 def image_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return what every interval over test images is computed from.
 

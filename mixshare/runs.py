@@ -7,12 +7,13 @@ is checkpoint.pt, and .lease while a process trains it.
 """
 
 import io
+import os
 import platform
 import re
 import reprlib
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,15 +31,15 @@ from mixshare import files
 from mixshare.checks import FileProblem
 from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
 from mixshare.data import current_digest
-from mixshare.files import display_path, outputs_folder, published_folder, read_json
+from mixshare.execution import torch_settings
+from mixshare.files import display_path, outputs_folder, published_folder, read, read_json
 from mixshare.metrics import image_scores
 from mixshare.model import MimoWideResNet
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 SCORES = "test_scores.npz"  # earlier runs have none, but logits to compute them from
-RUN_FILES = ("config.json", "history.csv", "weights.safetensors", "test_logits.npz")
-RUN_FILES += (SCORES, CHECKSUMS, "metrics.json")
-LARGE_FILES = ("test_logits.npz", "weights.safetensors")  # not published of every run
+LARGE_FILES = ("weights.safetensors", "test_logits.npz")  # not published of every run
+RUN_FILES = ("config.json", "history.csv", *LARGE_FILES, SCORES, CHECKSUMS, "metrics.json")
 CHECKPOINT_FORMAT = 2
 
 
@@ -57,7 +58,7 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch."""
-        return _read(self.folder / "history.csv", pd.read_csv)
+        return read(self.folder / "history.csv", pd.read_csv)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -71,7 +72,7 @@ class Run:
 
     @cached_property
     def _test_logits(self) -> dict[str, np.ndarray]:
-        return _read(self.folder / "test_logits.npz", _read_arrays)
+        return read(self.folder / "test_logits.npz", _read_arrays)
 
     @property
     def has_logits(self) -> bool:
@@ -83,7 +84,7 @@ class Run:
         """`metrics.image_scores`, from test_scores.npz, or from the logits where there is none."""
         path = self.folder / SCORES
         if path.is_file():
-            return _read(path, _read_arrays)
+            return read(path, _read_arrays)
         scores = image_scores(self.logits, self.labels)
         return {name: value.numpy() for name, value in scores.items()}
 
@@ -95,30 +96,17 @@ class Run:
     @cached_property
     def model(self) -> MimoWideResNet:
         """The trained network on the processor, in evaluation mode."""
-        weights = _read(self.folder / "weights.safetensors", load_file)
+        weights = read(self.folder / "weights.safetensors", load_file)
         channels = weights["encoders.0.weight"].shape[1]
-        model = build_model(self.config, channels, len(weights["classifiers.0.bias"]))
-        model.load_state_dict(weights)
+        with torch_settings():
+            model = build_model(self.config, channels, len(weights["classifiers.0.bias"]))
+            model.load_state_dict(weights)
         return model.eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    remedy = "mixshare.train makes the run again"
-    try:
-        return reader(path)
-    except FileNotFoundError as error:
-        raise FileProblem(
-            f"{display_path(path)} is missing (published runs lack large files); {remedy}"
-        ) from error
-    except Exception as error:  # each format's reader has errors of its own for a damaged file
-        raise FileProblem(
-            f"{display_path(path)} is damaged ({type(error).__name__}); {remedy}"
-        ) from error
 
 
 def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:
@@ -163,10 +151,8 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
     if reason := config_mismatch(config, folder):
         return reason
     published = folder.is_relative_to(published_folder())
-    optional = (SCORES, *(LARGE_FILES if published else ()))
-    needed = [name for name in RUN_FILES if name not in optional]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
+    needed = set(RUN_FILES) - {SCORES, *(LARGE_FILES if published else ())}
+    if missing := [name for name in sorted(needed) if not (folder / name).is_file()]:
         return f"{display_path(folder)} has no {', '.join(missing)}"
     if name := first_corrupt_file(folder):
         return (
@@ -179,9 +165,7 @@ def unfinished_reason(config: RunConfig, folder: Path) -> str | None:
 def mismatch(config: RunConfig, folder: Path) -> str | None:
     """Return why `folder` holds another run, of another configuration or other data; else None."""
     reason = config_mismatch(config, folder)
-    if reason is None and first_corrupt_file(folder) is None:
-        reason = _data_mismatch(config, folder)
-    return reason
+    return reason or (None if first_corrupt_file(folder) else _data_mismatch(config, folder))
 
 
 def _data_mismatch(config: RunConfig, folder: Path) -> str | None:
@@ -208,15 +192,14 @@ def config_mismatch(config: RunConfig, folder: Path) -> str | None:
             return None
     except (OSError, AttributeError, TypeError):  # missing or damaged: it says nothing
         return None
-    names = [name for name in {**wanted, **stored} if name not in EXECUTION]
-    differences = "; ".join(
+    differences = [
         # a damaged file may hold any name
         f"{name if name in wanted else reprlib.repr(name)} {stored.get(name)!r} there, "
         f"{wanted.get(name)!r} here"
-        for name in names
-        if stored.get(name) != wanted.get(name)
-    )
-    return f"{display_path(folder)} holds a run of another configuration ({differences})"
+        for name in wanted | stored
+        if name not in EXECUTION and stored.get(name) != wanted.get(name)
+    ]
+    return f"{display_path(folder)} holds a run of another configuration ({'; '.join(differences)})"
 
 
 def first_corrupt_file(folder: Path) -> str | None:
@@ -248,8 +231,7 @@ def training_lease(config: RunConfig) -> Iterator[files.LeaseCheck]:
     folder = run_folder(config)
     message = f"waiting for the process that trains {display_path(folder)} …"
     with files.exclusive_lease(folder / ".lease", message) as check_lease:
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        files.remove_leftovers(folder / "*")
         yield check_lease
 
 
@@ -264,59 +246,58 @@ def save_run(
 ) -> Run:
     """Write a finished run, metrics.json last, and remove its checkpoint."""
     folder = run_folder(config)
-    figures = files.json_text(metrics)  # first: what can't be written whole is not begun
     weights = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
     }
-    files.write_text(folder / "config.json", files.json_text(config.to_dict()), check_lease)
-    write_history(folder, history, check_lease)
-    content = safetensors(weights)
-    files.write(folder / "weights.safetensors", lambda path: path.write_bytes(content), check_lease)
-    save_logits(folder / "test_logits.npz", logits, labels, check_lease)
-    _save_arrays(folder / SCORES, image_scores(logits, labels), check_lease)
-    write_checksums(folder, {"metrics.json": figures.encode()}, check_lease)
-    files.write_text(folder / "metrics.json", figures, check_lease)
+    contents = {  # first of all: what can't be written whole is not begun
+        "config.json": files.json_text(config.to_dict()).encode(),
+        "history.csv": history_csv(history),
+        "weights.safetensors": safetensors(weights),
+        "test_logits.npz": logits_npz(logits, labels),
+        SCORES: _npz(image_scores(logits, labels)),
+        "metrics.json": files.json_text(metrics).encode(),
+    }
+    contents[CHECKSUMS] = _checksums(contents)
+    for name in RUN_FILES:
+        files.write(folder / name, contents[name], check_lease)
     check_lease()
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(config, folder)
 
 
-def write_checksums(
-    folder: Path,
-    coming: dict[str, bytes] | None = None,
-    check_lease: files.LeaseCheck = files.no_lease,
-) -> None:
-    """Write SHA256SUMS over a run's files as they are, and over those still `coming`."""
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS anew over a run's files as they are."""
     contents = {name: (folder / name).read_bytes() for name in _checked_files(folder)}
-    contents |= coming or {}
+    files.write(folder / CHECKSUMS, _checksums(contents))
+
+
+def _checksums(contents: dict[str, bytes]) -> bytes:
     lines = [f"{files.sha256(contents[name])}  {name}\n" for name in RUN_FILES if name in contents]
-    files.write_text(folder / CHECKSUMS, "".join(lines), check_lease)
+    return "".join(lines).encode()
 
 
-def write_history(
-    folder: Path, history: list[dict], check_lease: files.LeaseCheck = files.no_lease
-) -> None:
-    """Write history.csv, one row an epoch, figures to their last bit."""
-    files.write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False), check_lease)
+def history_csv(history: list[dict]) -> bytes:
+    """Return history.csv, one row an epoch, figures to their last bit."""
+    return pd.DataFrame(history).to_csv(index=False, lineterminator="\n").encode()
 
 
-def save_logits(
-    path: Path, logits: Tensor, labels: Tensor, check_lease: files.LeaseCheck = files.no_lease
-) -> None:
-    """Write test_logits.npz: logits (M, N, classes) float16, labels (N,) int32."""
-    _save_arrays(path, {"logits": logits, "labels": labels.int()}, check_lease)
+def logits_npz(logits: Tensor, labels: Tensor) -> bytes:
+    """Return test_logits.npz: logits (M, N, classes) float16, labels (N,) int32."""
+    return _npz({"logits": logits, "labels": labels.int()})
 
 
-def _save_arrays(path: Path, tensors: dict[str, Tensor], check_lease: files.LeaseCheck) -> None:
+def _npz(tensors: dict[str, Tensor]) -> bytes:
     content = io.BytesIO()
     np.savez_compressed(content, **{name: each.cpu().numpy() for name, each in tensors.items()})
-    files.write(path, lambda file: file.write_bytes(content.getvalue()), check_lease)
+    return content.getvalue()
 
 
-def save_checkpoint(path: Path, **state: Any) -> None:
-    """Write what an unfinished run keeps: tensors and plain values, by name."""
-    torch.save({"format": CHECKPOINT_FORMAT, **state}, path)
+def checkpoint(**state: Any) -> bytes:
+    """Return what an unfinished run keeps: tensors and plain values, by name."""
+    content = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **state}, content)
+    return content.getvalue()
 
 
 def load_checkpoint(path: Path, **wanted: Any) -> dict[str, Any]:
@@ -366,6 +347,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "threads": config.threads,
         "deterministic": config.deterministic,
         "capture": config.capture and gpu,
+        "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
     }
 
 
@@ -377,5 +359,5 @@ def code_version() -> dict[str, Any]:
         with suppress(OSError, subprocess.SubprocessError):
             text = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     commit = re.search("^# branch.oid ([0-9a-f]{40})$", text, re.M)
-    changed = re.search("^[^#]", text, re.M) is not None
-    return {"git_commit": commit and commit[1], "git_clean": not changed if commit else None}
+    clean = not re.search("^[^#]", text, re.M) if commit else None
+    return {"git_commit": commit and commit[1], "git_clean": clean}

@@ -22,8 +22,8 @@ from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
-from mixshare.files import require_space, write
-from mixshare.metrics import accuracies, accuracy, evaluate
+from mixshare.files import write
+from mixshare.metrics import accuracy, evaluate
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -33,11 +33,6 @@ CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
 QUICK_WRITE = 0.25
 # Images evaluated at once: few fit a processor's caches, many fill a GPU.
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 500}
-OUT_OF_MEMORY = (
-    "the GPU has no memory left for this run; possible are fewer runs at once, a smaller "
-    "batch_size, or device='cpu'"
-)
-NEEDED_BYTES = 5_000_000  # on disk, besides weights and momentum and their copies
 TEST_FIGURES = ("test_accuracy_ensemble", "test_accuracy_individual")  # of the history
 
 
@@ -50,18 +45,21 @@ def train(config: RunConfig) -> runs.Run:
     """
     if run := _finished(config):
         return run
-    data, device = load_data(config.dataset), choose_device(config)
-    steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
+    device = choose_device(config)
     try:
         with torch_settings(config, device):
+            data = load_data(config.dataset)
+            steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
             return _train(config, data.to(device), device)
     except torch.OutOfMemoryError:
-        raise FileProblem(OUT_OF_MEMORY) from None
+        raise FileProblem(
+            "the GPU has no memory left for this run; possible are fewer runs at once, a smaller "
+            "batch_size, or device='cpu'"
+        ) from None
 
 
 def _train(config: RunConfig, data: Data, device: torch.device) -> runs.Run:
     folder = runs.run_folder(config)
-    require_space(folder, NEEDED_BYTES)
     with runs.training_lease(config) as check_lease:
         if run := _finished(config):  # by the process that had the lease before
             return run
@@ -107,8 +105,6 @@ class Training:
 
     def run(self, path: Path, check_lease: Callable[[], None]) -> None:
         """Train the epochs that are left, with a checkpoint at `path` now and then."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        require_space(path.parent, 16 * parameters + NEEDED_BYTES)
         if path.exists():
             self.restore(path)
         step = Step(self.model, self.optimizer, self.batches, self.config)
@@ -155,7 +151,7 @@ class Training:
             return dict.fromkeys(TEST_FIGURES, math.nan)
         logits = test_logits(self.model, self.data, self.config.precision)
         self.refuse_divergence(losses, logits)
-        figures = accuracies(logits, self.data.test_labels)
+        figures = evaluate(logits, self.data.test_labels)
         return {name: figures[name.removeprefix("test_")] for name in TEST_FIGURES}
 
     def refuse_divergence(self, losses: Tensor, logits: Tensor | None = None) -> None:
@@ -178,15 +174,14 @@ class Training:
     def write_checkpoint(self, path: Path, check_lease: Callable[[], None]) -> float:
         """Write a checkpoint, and the history for people; return when the next one is due."""
         begun = time.monotonic()
-        write(path, self.save, check_lease)
-        runs.write_history(path.parent, self.history, check_lease)
+        write(path, self.checkpoint(), check_lease)
+        write(path.with_name("history.csv"), runs.history_csv(self.history), check_lease)
         done = time.monotonic()
         return done + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
 
-    def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        runs.save_checkpoint(
-            path,
+    def checkpoint(self) -> bytes:
+        """Return all that the rest of the run depends on."""
+        return runs.checkpoint(
             config_digest=self.config.digest,
             data_digest=self.data.digest,
             model=self.model.state_dict(),
@@ -265,6 +260,6 @@ def predict(model: nn.Module, data: Data, images: Tensor, precision: str = "floa
 
 def _progress_bar(config: RunConfig, done: int) -> tqdm:
     """Return a bar, shown where a person watches: in a terminal or an open notebook."""
-    watched = sys.stderr.isatty() or in_jupyter()
+    watched = in_jupyter() or (sys.stderr and not sys.stderr.closed and sys.stderr.isatty())
     label = f"{config.name} seed {config.seed}"
     return tqdm(total=config.epochs, initial=done, desc=label, unit="epoch", disable=not watched)

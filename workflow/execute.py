@@ -1,5 +1,6 @@
 """Executing notebooks with papermill: parameters checked first, the output moved in when whole."""
 
+import errno
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mixshare.chapters import TYPES, chapter_path, check_values
 from mixshare.checks import FileProblem
@@ -18,6 +20,7 @@ from mixshare.files import (
     first_line,
     no_lease,
     remove_leftovers,
+    say,
     write_text,
 )
 
@@ -116,20 +119,19 @@ def _run(chapter: Path, parameters: dict[str, Any], partial: Path | None = None)
             f"the process that ran {shown} was killed: perhaps it wanted more memory than there is"
         ) from error
     except (OSError, RuntimeError) as error:  # papermill's own, such as a full disk
-        raise FileProblem(
-            f"{shown}: {first_line(error)}; once there is room and memory, the same command goes on"
-        ) from error
+        short = {errno.ENOSPC: "room", errno.EDQUOT: "room", errno.ENOMEM: "memory"}
+        remedy = short.get(getattr(error, "errno", None))
+        remedy = f"; once there is {remedy}, the same command goes on" if remedy else ""
+        raise FileProblem(f"{shown}: {first_line(error)}{remedy}") from error
 
 
 @contextmanager
 def unattended() -> Iterator[None]:
-    """Start kernels as no person's session in Jupyter, even from a notebook in Jupyter."""
-    session = os.environ.pop("JPY_SESSION_NAME", None)
-    try:
+    """Start kernels of this environment, not others of their name, and as no person's session."""
+    with patch.dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"):
+        for name in ("JUPYTER_PATH", "JPY_SESSION_NAME"):
+            os.environ.pop(name, None)
         yield
-    finally:
-        if session is not None:
-            os.environ["JPY_SESSION_NAME"] = session
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def report_progress(folder: Path) -> Iterator[None]:
     def report() -> None:
         while not done.wait(REPORT_SECONDS):
             if line := progress(folder):
-                print(line, file=sys.stderr, flush=True)
+                say(line, sys.stderr)
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()

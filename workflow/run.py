@@ -16,11 +16,16 @@ from typing import Any
 def main() -> int:
     """Run one verb; an error for people is its message alone, and exit status 1."""
     arguments = _parser().parse_args()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")
     try:
         return arguments.func(arguments) or 0
     except (ValueError, TypeError, OSError, ArithmeticError) as error:
         print(f"mixshare: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mixshare: interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,11 +111,13 @@ def chapter(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Train one run."""
     from mixshare import RunConfig, training
-    from mixshare.checks import check_choice
+    from mixshare.checks import InvalidValue
 
-    for name in arguments.run:
-        check_choice("key of a run", name, ("profile", "method", "seed", "overrides"))
-    training.train(RunConfig.of(**arguments.run))
+    given = {"overrides": {}} | arguments.run
+    if wrong := sorted(given.keys() ^ {"profile", "method", "seed", "overrides"}):
+        wanted = "a run has profile, method, seed and overrides"
+        raise InvalidValue(f"{wanted}; missing, or not among them: {wrong}")
+    training.train(RunConfig.of(**given))
 
 
 def refresh(arguments: argparse.Namespace) -> None:

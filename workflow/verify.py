@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import execute
 import torch
@@ -22,7 +23,7 @@ from mixshare import metrics, runs, training
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig, fields_digest
 from mixshare.data import Data, load_data
-from mixshare.files import display_path, read_json
+from mixshare.files import display_path, read_json, write
 
 # Tolerances for another type of machine, which rounds otherwise.
 SUMS = 1e-12  # of a figure from the same logits: float64 sums in another order
@@ -184,15 +185,8 @@ def _closeness(difference: float, tolerance: float) -> str:
 @contextmanager
 def _temporary_outputs() -> Iterator[Path]:
     """Use an empty outputs folder, and remove it afterwards."""
-    before = os.environ.get("MIXSHARE_OUTPUTS")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MIXSHARE_OUTPUTS"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            del os.environ["MIXSHARE_OUTPUTS"]
-            if before is not None:
-                os.environ["MIXSHARE_OUTPUTS"] = before
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, MIXSHARE_OUTPUTS=folder):
+        yield Path(folder)
 
 
 def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) -> str:
@@ -207,7 +201,7 @@ def _execute_again(run: runs.Run, logits: torch.Tensor, labels: torch.Tensor) ->
         copy = runs.run_folder(run.config)
         shutil.copytree(run.folder, copy)
         if not run.has_logits:
-            runs.save_logits(copy / "test_logits.npz", logits, labels)
+            write(copy / "test_logits.npz", runs.logits_npz(logits, labels))
             runs.write_checksums(copy)
         done = subprocess.run(
             [*NBVAL, str(copy / "01_training.ipynb")],
@@ -236,7 +230,7 @@ def _train_again(
         for name in set(OF_TRAINING_IMAGES) - set(saved):  # newer than the run
             del figures[name]
         names = [*runs.environment(run.config, torch.device("cpu")), "earlier_environments"]
-        same = all(name in provenance and provenance[name] == here[name] for name in names)
+        same = all(provenance.get(name) == here[name] for name in names)
         other = "other bits, as on another type of machine; the figures count:"
         if same:
             other = f"{DIFFERENT}, in the environment that made it"

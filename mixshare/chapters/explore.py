@@ -1,7 +1,6 @@
 """Pictures with controls: drawn anew for each choice in Jupyter, a plain picture elsewhere."""
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mixshare import features, figures, mixing, plan, runs
 from mixshare.batch import Normalise
+from mixshare.chapters import similarity
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import in_jupyter
@@ -43,9 +43,7 @@ class Explorer:
     def state(self, choice: tuple[Any, ...]) -> tuple[bytes, str]:
         """Return the picture of a choice, as PNG, and its sentence."""
         figure, sentence = self.draw(*choice)
-        file = io.BytesIO()
-        render(file, figure, ".png", dpi=DPI)
-        return file.getvalue(), sentence
+        return render(figure, ".png", dpi=DPI), sentence
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a notebook shows: the plain picture, and in Jupyter the controls too."""
@@ -213,13 +211,13 @@ def _draw_importance(
     values = by_name[name][block - 1][:2]  # (2, F, C)
     k = inputs.index(fixed)
     pair = values[:, k - 1] if k else values.mean(dim=1)
-    overlap, (low, high) = features.overlap(*pair).item(), features.chance(*pair)
+    overlap, (low, high) = features.overlap(*pair).item(), similarity.chance(*pair)
     title = f"{name}, block {block}: overlap {overlap:.2f}"
     figure = figures.overlaid([[(title, pair)]], "importance", "feature maps, sorted")
     # One scale for all choices of a block.
     largest = max(float(blocks[block - 1][:2].max()) for blocks in by_name.values())
     figure.axes[0].set_ylim(0, 1.05 * largest)
-    verdict = features.verdict(overlap, low, high)
+    verdict = similarity.verdict(overlap, low, high)
     if verdict == "neither":
         verdict = "neither shared nor separated"
     return figure, (

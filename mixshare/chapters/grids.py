@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import yaml
 
 from mixshare.checks import FileProblem, InvalidType, InvalidValue, check_choice, check_name
-from mixshare.config import EXECUTION, RunConfig
+from mixshare.config import EXECUTION, FIELDS, RunConfig
 from mixshare.files import display_path, first_line, project_root
 
+# The fields whose values are numbers, without those that only say how a run is executed.
+NUMERIC = {
+    name
+    for name, kind in FIELDS.items()
+    if (kind is int or get_origin(kind) is Annotated) and name not in EXECUTION
+}
 MOST_RUNS = 100_000
 EXAMPLE = "workflow/grids/width.yml shows the form"
 # What a grid's file may contain, and of which type.
@@ -53,10 +59,7 @@ class Grid:
     def varied(self) -> list[str]:
         """The numeric fields that the overrides name."""
         names = dict.fromkeys(name for override in self.overrides for name in override)
-        return [name for name in names if name not in EXECUTION and self._is_numeric(name)]
-
-    def _is_numeric(self, name: str) -> bool:
-        return all(type(override.get(name, 0)) in (int, float) for override in self.overrides)
+        return [name for name in names if name in NUMERIC]
 
 
 def select(file: str, profile: str, methods: list[str], seeds: list[int], baseline: str) -> Grid:

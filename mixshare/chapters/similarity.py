@@ -1,15 +1,47 @@
-"""Comparing two subnetworks on the same image: CKA of their features, and cross-talk.
+"""Comparing two subnetworks: their overlap against chance, CKA of their features, cross-talk.
 
-Each score is returned for the sample itself, and after it for R bootstrap samples of test images
-and fixed inputs. Dimensions: M members, N images, F fixed inputs, K classes.
+CKA and cross-talk are returned for the sample itself, and after it for R bootstrap samples of test
+images and fixed inputs. Dimensions: M members, N images, F fixed inputs, K classes.
 """
 
+import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from mixshare.chapters.bootstrap import resamples
 from mixshare.checks import InvalidValue
-from mixshare.features import Parts, feature_maps, parts
+from mixshare.features import Parts, feature_maps, overlap, parts
+
+
+def scale_free(a: Tensor, b: Tensor) -> Tensor:
+    """Return the `overlap` of importances divided by their sums, blind to a louder member."""
+    tiny = torch.finfo(a.dtype).tiny
+    return overlap(*(x / x.sum(dim=-1, keepdim=True).clamp_min(tiny) for x in (a, b)))
+
+
+def overlap_null(a: Tensor, b: Tensor, permutations: int = 2000, seed: int = 0) -> Tensor:
+    """Return the `overlap` with b's channels permuted at random: (permutations,)."""
+    random = np.random.Generator(np.random.Philox(seed))
+    shuffled = random.permuted(np.tile(np.arange(len(b)), (permutations, 1)), axis=1)
+    return overlap(a, b[torch.from_numpy(shuffled).to(b.device)])
+
+
+def chance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the null's 5 % and 95 % quantiles."""
+    null = overlap_null(a, b)
+    return null.quantile(0.05).item(), null.quantile(0.95).item()
+
+
+def verdict(value: float, low: float, high: float) -> str:
+    """Judge an overlap against `chance`: "shared" above it, "separated" below it, or "neither"."""
+    return "shared" if value > high else "separated" if value < low else "neither"
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of two members' importances: (…, C) each to (…)."""
+    ranks = (torch.from_numpy(scipy.stats.rankdata(x.cpu(), axis=-1)) for x in (a, b))
+    return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)
 
 
 def cka(

@@ -19,6 +19,7 @@ from mixshare.batch import Normalise
 from mixshare.chapters import bootstrap, grids, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
+from mixshare.execution import torch_settings
 from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
 
@@ -141,8 +142,7 @@ def _network(run: runs.Run, images: Tensor) -> nn.Module:
     return deepcopy(run.model).to(images.device)
 
 
-# Without it a GPU's convolutions keep ten bits.
-_exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+_exact = torch_settings()  # without it a GPU's convolutions keep ten bits
 
 
 @_exact
@@ -186,8 +186,8 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
     rows = []
     importances = (_both_members(each, images, replicates) for each in (network, start))
     for k, ((a, b), (a0, b0)) in enumerate(zip(*importances, strict=True)):  # (1 + R, C_k)
-        overlap, (low, high) = features.overlap(a, b), features.chance(a[0], b[0])
-        before, (init_low, init_high) = features.overlap(a0, b0), features.chance(a0[0], b0[0])
+        overlap, (low, high) = features.overlap(a, b), similarity.chance(a[0], b[0])
+        before, (init_low, init_high) = features.overlap(a0, b0), similarity.chance(a0[0], b0[0])
         rows.append(
             {
                 **_names(run),
@@ -195,12 +195,12 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
                 **_with_interval("overlap", overlap),
                 "null_5": low,
                 "null_95": high,
-                "verdict": features.verdict(overlap[0].item(), low, high),
+                "verdict": similarity.verdict(overlap[0].item(), low, high),
                 **_with_interval("init_overlap", before),
-                "init_verdict": features.verdict(before[0].item(), init_low, init_high),
+                "init_verdict": similarity.verdict(before[0].item(), init_low, init_high),
                 **_with_interval("change", overlap - before),
-                **_with_interval("scale_free", features.scale_free(a, b)),
-                **_with_interval("rank_correlation", features.rank_correlation(a, b)),
+                **_with_interval("scale_free", similarity.scale_free(a, b)),
+                **_with_interval("rank_correlation", similarity.rank_correlation(a, b)),
                 **_with_interval("cka", cka[:, k]),
             }
         )
@@ -317,13 +317,13 @@ def norm_overlaps(run: runs.Run) -> pd.DataFrame:
             "output": (features.classifier_norms(network), features.classifier_cosine(network)),
         }
         for block, (each, cosine) in norms.items():
-            low, high = features.chance(*each[:2])
+            low, high = similarity.chance(*each[:2])
             rows[block] |= {
                 f"{prefix}overlap": features.overlap(*each[:2]).item(),
                 f"{prefix}null_5": low,
                 f"{prefix}null_95": high,
                 f"{prefix}cosine": cosine[0].mean().item(),
-                f"{prefix}rank_correlation": features.rank_correlation(*each[:2]).item(),
+                f"{prefix}rank_correlation": similarity.rank_correlation(*each[:2]).item(),
             }
     return pd.DataFrame(rows.values())
 

@@ -1,9 +1,10 @@
 """What all figures share: the style sheet, widths on a page, a method's style, legends, saving."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -165,20 +166,21 @@ def save(figure: Figure, path: Path | str) -> None:
         raise InvalidValue(
             f"a figure can't be saved as {path.name!r}; possible are names that end in {endings}"
         )
-    write(path, lambda temporary: render(temporary, figure, path.suffix))
+    write(path, render(figure, path.suffix))
 
 
-def render(file: Path | IO[bytes], figure: Figure, suffix: str, **options: Any) -> None:
-    """Write a figure in the house style to a file, the same bytes each time.
+def render(figure: Figure, suffix: str, **options: Any) -> bytes:
+    """Return a figure in the house style as a file's content, the same bytes each time.
 
     Args:
-        file: A path of any name, or an open file.
-        figure: What is written.
+        figure: What is drawn.
         suffix: A key of METADATA.
         **options: For `Figure.savefig`.
     """
+    file = io.BytesIO()
     with house_style():
         for panel in filter(Axes.get_subplotspec, figure.axes):
             # Back to the start, or a layout would build on the one of an earlier write.
             panel.set_subplotspec(panel.get_subplotspec())
         figure.savefig(file, format=suffix.removeprefix("."), metadata=METADATA[suffix], **options)
+    return file.getvalue()

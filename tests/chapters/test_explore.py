@@ -10,7 +10,7 @@ import torch
 
 import mixshare
 from mixshare import features, figures, mixing
-from mixshare.chapters import chapter_path, explore, studies
+from mixshare.chapters import chapter_path, explore, similarity, studies
 from mixshare.data import load_data
 from mixshare.runs import build_model
 
@@ -170,7 +170,7 @@ class TestImportances:
                 f"overlap {features.overlap(a, b):.2f}, by chance"
             )
             overlap = features.overlap(a, b).item()
-            assert features.verdict(overlap, *features.chance(a, b)) in sentence
+            assert similarity.verdict(overlap, *similarity.chance(a, b)) in sentence
 
     def test_a_fixed_input_is_named_by_what_it_shows(self, compared):
         names = compared.controls["fixed input"]

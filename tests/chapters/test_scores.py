@@ -61,7 +61,7 @@ def column(*gains):
 
 
 def verdict_on(a, b) -> str:
-    return features.verdict(features.overlap(a, b).item(), *features.chance(a, b))
+    return similarity.verdict(features.overlap(a, b).item(), *similarity.chance(a, b))
 
 
 def importances(model, pictures, fixed):
@@ -115,7 +115,7 @@ class TestChance:
     overlaps = features.overlap(a, orders).round(decimals=12)  # (40320,)
 
     def test_the_null_is_spread_like_the_overlap_over_all_permutations(self):
-        null = features.overlap_null(self.a, self.orders[345], permutations=4000)
+        null = similarity.overlap_null(self.a, self.orders[345], permutations=4000)
         null, deviation = null.round(decimals=12), self.overlaps.std()
         assert null.shape == (4000,)
         assert abs(null.mean() - self.overlaps.mean()) < 4 * deviation / 4000**0.5
@@ -123,7 +123,7 @@ class TestChance:
 
     def test_the_null_is_the_same_each_time_and_another_for_another_seed(self):
         first, again, other = (
-            features.overlap_null(self.a, self.orders[7], 50, seed=seed) for seed in (0, 0, 1)
+            similarity.overlap_null(self.a, self.orders[7], 50, seed=seed) for seed in (0, 0, 1)
         )
         assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -152,14 +152,14 @@ class TestRankCorrelation:
     def test_is_pandas_with_ties(self, pair):
         assume((np.ptp(pair, axis=1) > 0).all())
         wanted = pd.DataFrame(pair.T).corr(method="spearman").iloc[0, 1]
-        correlation = features.rank_correlation(*torch.from_numpy(pair))
+        correlation = similarity.rank_correlation(*torch.from_numpy(pair))
         assert correlation == pytest.approx(wanted, abs=1e-9)
 
     def test_takes_any_dimensions_before_the_channels(self):
         a, b = images(4, 3, 9), images(4, 3, 9, seed=2)
-        correlations = features.rank_correlation(a, b)
+        correlations = similarity.rank_correlation(a, b)
         for i, j in product(range(4), range(3)):
-            assert correlations[i, j] == features.rank_correlation(a[i, j], b[i, j])
+            assert correlations[i, j] == similarity.rank_correlation(a[i, j], b[i, j])
 
 
 class TestTheClassifiersCosine:
@@ -416,9 +416,9 @@ class TestAPlantedNetwork:
         assert features.overlap(*louder) < features.overlap(*pair) / 2
         # Importances go with the squared gains: 1, 4, 9, 0 and 1, 9, 4, 1.
         by_hand = (1 / 15 + 4 / 14 + 4 / 15) / (1 / 14 + 9 / 15 + 9 / 14 + 1 / 15)
-        scale_free = features.scale_free(*pair)
+        scale_free = similarity.scale_free(*pair)
         assert scale_free.item() == pytest.approx(by_hand)
-        torch.testing.assert_close(features.scale_free(*louder), scale_free, rtol=1e-9, atol=0)
+        torch.testing.assert_close(similarity.scale_free(*louder), scale_free, rtol=1e-9, atol=0)
 
     def test_scores_the_same_with_its_channels_in_another_order(self):
         model = features.parts(network())
@@ -429,7 +429,7 @@ class TestAPlantedNetwork:
         permuted = replace(model, blocks=blocks)
         pairs, moved = (importances(side, pictures, fixed) for side in (model, permuted))
         assert not torch.allclose(pairs[2][0], moved[2][0])
-        for score in (features.overlap, features.scale_free, features.rank_correlation):
+        for score in (features.overlap, similarity.scale_free, similarity.rank_correlation):
             for pair, other in zip(pairs, moved, strict=True):
                 assert float(score(*other)) == pytest.approx(float(score(*pair)), rel=1e-9)
         plain, other = (

@@ -79,9 +79,9 @@ def test_sharing_has_a_row_a_block_whose_overlap_is_that_of_the_importances(fini
     for row, importances in zip(table.itertuples(), blocks, strict=True):
         a, b = importances.mean(dim=1)
         assert row.overlap == pytest.approx(features.overlap(a, b).item(), rel=1e-9)
-        assert (row.null_5, row.null_95) == pytest.approx(features.chance(a, b))
+        assert (row.null_5, row.null_95) == pytest.approx(similarity.chance(a, b))
         assert 0 <= row.null_5 < row.null_95 <= 1
-        assert row.verdict == features.verdict(row.overlap, row.null_5, row.null_95)
+        assert row.verdict == similarity.verdict(row.overlap, row.null_5, row.null_95)
 
 
 class TestTheUntrainedNetwork:
@@ -115,7 +115,7 @@ class TestTheUntrainedNetwork:
             overlap = (torch.minimum(a, b).sum() / torch.maximum(a, b).sum()).item()
             assert row.init_overlap == pytest.approx(overlap, rel=1e-9)
             assert row.change == pytest.approx(row.overlap - overlap, abs=1e-9)
-            assert row.init_verdict == features.verdict(overlap, *features.chance(a, b))
+            assert row.init_verdict == similarity.verdict(overlap, *similarity.chance(a, b))
             assert row.change_low < row.change < row.change_high
 
     def test_is_needed_since_a_copied_encoder_alone_makes_a_trained_mimo_share(self, finished, few):

@@ -396,3 +396,52 @@ def test_one_damaged_byte_is_refused_or_does_no_harm(folder, choice):
         assert load_data("own").digest == expected
     except OSError as error:
         assert "own.npz" in str(error) and "\n" not in str(error)
+
+
+# ---- files of other kinds in its place
+
+
+def message_on(folder, content: bytes) -> str:
+    (folder / "own.npz").write_bytes(content)
+    return refusal("own")
+
+
+@pytest.mark.parametrize(
+    "key, remedy",
+    [
+        ("class_names", "class_names with .astype(str)"),
+        ("train_labels", "labels with .astype(int)"),
+    ],
+)
+def test_a_column_of_python_objects_is_refused_with_what_to_save_instead(folder, key, remedy):
+    content = arrays()
+    np.savez(folder / "own.npz", **content | {key: np.array(list(content[key]), dtype=object)})
+    message = refusal("own")
+    assert "Python objects" in message and remedy in message and "get it again" not in message
+
+
+def test_class_names_of_bytes_are_read_as_text(folder):
+    names = np.array(["cat", "dög".encode().decode("latin-1"), "owl"])
+    np.savez(folder / "own.npz", **arrays(class_names=np.char.encode(names, "latin-1")))
+    assert load_data("own").class_names == ("cat", "dög", "owl")
+
+
+def test_a_page_a_pointer_or_an_array_in_its_place_is_shown_by_how_it_begins(folder):
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    contents = {
+        "<!DOCTYPE html>": b"<!DOCTYPE html><html>404 Not Found</html>",
+        "version https://git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "NUMPY": array.getvalue(),
+        "b''": b"",
+    }
+    for begin, content in contents.items():
+        message = message_on(folder, content)
+        assert "damaged or no .npz archive (it begins with" in message and begin in message
+
+
+def test_a_link_to_nothing_or_a_folder_in_its_place_is_called_so(folder):
+    (folder / "own.npz").symlink_to(folder / "gone.npz")
+    assert f"it is a link to {folder / 'gone.npz'}, which does not exist" in refusal("own")
+    (folder / "other.npz").mkdir()
+    assert "other.npz is damaged or no .npz archive (Is a directory)" in refusal("other")

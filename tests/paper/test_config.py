@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import mixshare
 from mixshare import RunConfig
 from mixshare.config import FIELDS, METHODS, PROFILES
 
@@ -461,3 +462,33 @@ def test_ipython_draws_a_refusal_as_its_message_alone(capsys):
     shell.run_cell("import mixshare; mixshare.RunConfig.preset('digits', method='mixshar')")
     drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).strip()
     assert drawn.startswith("ValueError: unknown method 'mixshar'") and len(drawn.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["1e-3", "2E2", "+5e-4", "1.5e3", "3.e1"])
+def test_a_number_that_yaml_1_1_takes_for_a_string_is_the_number(text):
+    config = RunConfig.preset("smoke", l2=text, learning_rate=text)
+    assert config.l2 == config.learning_rate == float(text)
+    assert config == RunConfig.preset("smoke", l2=float(text), learning_rate=float(text))
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "0x10", "1_000e1", "1e-3 ", "nan", "1e400", "٣e1"])
+def test_other_strings_are_no_numbers(text):
+    with pytest.raises((TypeError, ValueError), match="learning_rate"):
+        RunConfig.preset("smoke", learning_rate=text)
+    with pytest.raises(TypeError, match="epochs must be a whole number"):
+        RunConfig.preset("smoke", epochs="1e3")
+
+
+def test_a_name_longer_than_a_folders_may_be_is_refused_before_anything_is_written(outputs):
+    overrides = {
+        **{"unmix_resize": "nearest", "encoder_init": "independent", "repeat_augmented": True},
+        **{"input_repetition": 0.123456789012345, "mix_probability": 0.123456789012345},
+        **{"l2": 0.000123456789012345, "learning_rate": 0.0123456789012345, "loss_root": 3.3},
+        **{"momentum": 0.812345678901234, "decay": 0.123456789012345},
+    }
+    config = RunConfig.preset("smoke", **overrides)
+    with pytest.raises(ValueError, match=r"10 overrides .* \d+ characters; possible are 255"):
+        _ = config.name
+    with pytest.raises(ValueError, match="possible are 255"):
+        mixshare.train(config)
+    assert not any(outputs.rglob("*"))

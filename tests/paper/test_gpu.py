@@ -135,10 +135,10 @@ STUDIES = {
         features.classifier_norms(network),
     ],
     "overlap": lambda network, images, fixed, labels: [
-        features.scale_free(*features.kernel_norms(network))
+        similarity.scale_free(*features.kernel_norms(network))
     ],
     "null": lambda network, images, fixed, labels: [
-        features.overlap_null(*features.kernel_norms(network), permutations=7)
+        similarity.overlap_null(*features.kernel_norms(network), permutations=7)
     ],
 }
 

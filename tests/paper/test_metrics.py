@@ -95,14 +95,6 @@ def test_the_ensemble_averages_logits_and_in_a_second_form_probabilities(case):
     assert_same(by_probabilities(figures), select(of_probabilities, FIGURES))
 
 
-@examples
-@given(predictions())
-def test_the_figures_of_every_epoch_are_computed_as_the_last_ones(case):
-    logits, labels = case[0].half(), case[1]
-    figures, names = metrics.evaluate(logits, labels), ("accuracy_ensemble", "accuracy_individual")
-    assert metrics.accuracies(logits, labels) == {name: figures[name] for name in names}
-
-
 def test_the_two_ensembles_differ_where_one_member_is_sure_and_another_is_not():
     logits = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]], [[0.0, 2.0, 0.0]]])
     sure, unsure = (log_softmax(member[0].numpy().astype(float)) for member in logits[:2])

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import runpy
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +12,7 @@ from sittings import QUICK
 from torch import nn
 
 import mixshare
-from mixshare import RunConfig, execution, runs, training
+from mixshare import RunConfig, runs, training
 from mixshare.batch import Batches
 from mixshare.config import METHODS
 from mixshare.data import Data, load_data
@@ -450,71 +448,3 @@ def test_real_images_are_learnt(monkeypatch):
     run = mixshare.train(RunConfig.preset("cifar100-lite", "mixshare", epochs=3, milestones=[]))
     assert run.history.loss.is_monotonic_decreasing
     assert run.history.loss.iloc[-1] < 0.98 * 2 * math.log(100)  # what guessing costs two members
-
-
-# ---- torch's settings
-
-
-@pytest.mark.parametrize("variable, expected", [(None, ":4096:8"), (":16:8", ":16:8")])
-def test_importing_the_package_sets_what_torch_reads_at_its_first_matrix_product_on_a_gpu(
-    variable, expected, monkeypatch
-):
-    name = "CUBLAS_WORKSPACE_CONFIG"
-    monkeypatch.setenv(name, variable or "")
-    if variable is None:
-        monkeypatch.delenv(name)
-    runpy.run_path(execution.__file__)
-    assert os.environ[name] == expected
-
-
-DISTURBANCES = {
-    "filling": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
-    "seed": lambda: torch.manual_seed(99),
-    "threads": lambda: torch.set_num_threads(2),
-    "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
-    "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
-    "cuDNN's choices": lambda: setattr(torch.backends.cudnn, "benchmark", True),
-}
-
-
-@pytest.mark.parametrize("disturb", DISTURBANCES.values(), ids=DISTURBANCES)
-def test_torchs_global_state_neither_changes_a_run_nor_is_changed_by_it(
-    disturb, torch_state, finished, contents
-):
-    disturb()
-    before = torch_state()
-    run = mixshare.train(QUICK_RUN)
-    assert contents(run.folder) == contents(finished(**QUICK).folder)
-    with pytest.raises(ArithmeticError):
-        mixshare.train(RunConfig.preset("smoke", "single", learning_rate=1e20, **QUICK))
-    assert torch_state() == before
-
-
-@pytest.fixture
-def torch_state():
-    """Return a function that reads torch's global settings; restore them afterwards."""
-    from torch._inductor import config as inductor  # takes seconds to import
-
-    cudnn, deterministic = torch.backends.cudnn, torch.utils.deterministic
-
-    def read():
-        return (
-            torch.get_num_threads(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            inductor.deterministic,
-            deterministic.fill_uninitialized_memory,
-            torch.get_float32_matmul_precision(),
-            cudnn.allow_tf32,
-            cudnn.benchmark,
-            torch.get_rng_state().numpy().tobytes(),
-        )
-
-    threads, enabled, warn_only, compiler, fill, precision, tf32, benchmark, _ = read()
-    yield read
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-    inductor.deterministic = compiler
-    deterministic.fill_uninitialized_memory = fill
-    torch.set_float32_matmul_precision(precision)
-    cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark

@@ -41,7 +41,7 @@ def run():
 def whole(run, tmp_path_factory):
     """Return the bytes of its checkpoint."""
     path = tmp_path_factory.mktemp("whole") / "checkpoint.pt"
-    run.save(path)
+    path.write_bytes(run.checkpoint())
     return path.read_bytes()
 
 
@@ -86,5 +86,5 @@ NAMES = ("model", "optimizer", "history", "seconds", "environments")
 @given(st.fixed_dictionaries({}, optional={name: values for name in NAMES}))
 def test_a_checkpoint_of_any_other_values_is_refused_in_a_line(path, run, state):
     digests = dict(config_digest=run.config.digest, data_digest=run.data.digest)
-    runs.save_checkpoint(path, **digests, **state)
+    path.write_bytes(runs.checkpoint(**digests, **state))
     assert REMEDY in refusal(run.restore, path)

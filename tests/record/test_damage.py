@@ -105,7 +105,7 @@ def checkpoint(tmp_path_factory):
     step.begin(plan_epoch(config, 0, len(data.train_images), *data.shape[:2]))
     step(0.1)
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    run.save(path)
+    path.write_bytes(run.checkpoint())
     return path.read_bytes()
 
 

@@ -76,10 +76,10 @@ def before_writing(name: str, action, monkeypatch) -> None:
     """Call `action` whenever a file of that name is about to be written."""
     write = files.write
 
-    def acting_write(path, writer, check_lease=files.no_lease):
+    def acting_write(path, content, check_lease=files.no_lease):
         if path.name == name:
             action()
-        write(path, writer, check_lease)
+        write(path, content, check_lease)
 
     for module in (files, training):
         monkeypatch.setattr(module, "write", acting_write)

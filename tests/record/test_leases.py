@@ -1,9 +1,11 @@
 """One writer at a time, on one host or several: who waits, who takes over, who writes nothing."""
 
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,3 +181,46 @@ def test_a_run_whose_lease_is_removed_while_it_trains_ends_in_a_line_and_is_made
     in_a_line(error.value)
     assert runs.unfinished_reason(CONFIG, runs.run_folder(CONFIG))
     assert contents(mixshare.train(CONFIG).folder) == contents(finished(**QUICK).folder)
+
+
+# ---- a holder that is dead, where this process may not write
+
+
+NOBODY = 65534
+
+
+def ask_for_lease(path: Path, pipe) -> None:
+    """As another user, send what became of asking for a lease."""
+    files.LEASE_SECONDS = SHORT_LEASE
+    filelock.SoftFileLease("unused")  # imports what another user may not read
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    try:
+        with files.exclusive_lease(path, "waiting"):
+            pipe.send("had it")
+    except OSError as error:
+        pipe.send(str(error))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("name", [".lease", ".05_results.lease"])
+@pytest.mark.parametrize(
+    "mode", [0o755, 0o1777, 0o555], ids=["no right to write", "sticky", "nobody's to write"]
+)
+def test_it_is_told_in_seconds_and_not_waited_for_for_ever(name, mode, start, monkeypatch):
+    monkeypatch.setattr(files, "LEASE_SECONDS", SHORT_LEASE)
+    with tempfile.TemporaryDirectory() as folder:  # where another user may look
+        path = Path(folder) / name
+        lease = filelock.SoftFileLease(path, lease_duration=SHORT_LEASE)
+        lease.acquire()
+        text = path.read_text()
+        lease.release()
+        path.write_text(text)
+        Path(folder).chmod(mode)
+        ours, theirs = multiprocessing.Pipe()
+        process = start(ask_for_lease, path, theirs)
+        assert ours.poll(60)
+        message = ours.recv()
+        process.join()
+        assert message.startswith("can't write") and "lease is another user's" in message, message
+        assert "\n" not in message and path.exists()

@@ -201,16 +201,16 @@ def test_the_slower_a_checkpoint_is_written_the_rarer_it_is(outputs, monkeypatch
     for seconds, expected in ((0.1, 6), (0.6, 3), (50, 1)):
         written = []
 
-        def slow_write(path, writer, check_lease, seconds=seconds, written=written):
-            write(path, writer, check_lease)
-            clock[0] += seconds
+        def slow_write(path, content, check_lease, seconds=seconds, written=written):
+            write(path, content, check_lease)
+            clock[0] += seconds / 2  # of a checkpoint and of the history
             written.append(path.name)
 
         with monkeypatch.context() as patch:
             patch.setattr(training, "write", slow_write)
             patch.setenv("MIXSHARE_OUTPUTS", str(outputs / str(seconds)))
             mixshare.train(RunConfig.preset("smoke", "single", width=0.5, epochs=6))
-        assert written == ["checkpoint.pt"] * expected, seconds
+        assert written == ["checkpoint.pt", "history.csv"] * expected, seconds
 
 
 # ---- what a run records of its processes
@@ -229,7 +229,7 @@ def test_wall_time_is_that_of_all_processes_together(every_epoch, monkeypatch):
 def test_wall_time_is_of_steps_figures_and_checkpoints_and_a_checkpoint_has_it_so_far(
     every_epoch, monkeypatch
 ):
-    now, saved, save = [0], [], training.Training.save
+    now, saved, checkpoint = [0], [], training.Training.checkpoint
 
     def costing(seconds, owner, name):
         function = getattr(owner, name)
@@ -240,15 +240,15 @@ def test_wall_time_is_of_steps_figures_and_checkpoints_and_a_checkpoint_has_it_s
 
         monkeypatch.setattr(owner, name, with_cost)
 
-    def recorded_save(self, path):
+    def recorded_checkpoint(self):
         saved.append(self.seconds)
-        save(self, path)
+        return checkpoint(self)
 
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(training.Training, "save", recorded_save)
+    monkeypatch.setattr(training.Training, "checkpoint", recorded_checkpoint)
     costing(1, training.Step, "__call__")
     costing(100, training, "test_logits")
-    costing(10_000, training, "write")
+    costing(5_000, training, "write")  # of a checkpoint, and of the history
     run = mixshare.train(CONFIG)
     assert saved == [STEPS + 100, 2 * STEPS + 200 + 10_000]
     assert run.metrics["provenance"]["wall_seconds"] == 2 * STEPS + 200 + 20_000

@@ -3,8 +3,11 @@
 With notebooks of a few cells, which need no torch.
 """
 
+import errno
 import io
+import json
 import os
+import sys
 import time
 
 import execute
@@ -142,6 +145,50 @@ class TestInPlace:
         execute.refresh("one")
         assert [output["text"] for output in outputs_of(path)] == ["None\n"]
         assert os.environ["JPY_SESSION_NAME"] == "a notebook that calls make"
+
+    def test_its_kernel_is_this_environments_whatever_else_is_called_so(
+        self, chapter, monkeypatch, tmp_path
+    ):
+        other = tmp_path / "share" / "jupyter"
+        spec = other / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        command = {"argv": ["another-python", "{connection_file}"]}
+        spec.write_text(json.dumps(command | {"display_name": "Other", "language": "python"}))
+        path = chapter("import sys\nprint(sys.prefix)")
+        for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, str(other))
+                execute.refresh("one")
+                assert os.environ[name] == str(other)
+            assert [output["text"] for output in outputs_of(path)] == [f"{sys.prefix}\n"]
+
+    @pytest.mark.parametrize(
+        "error, remedy",
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), "once there is room"),
+            (OSError(errno.EDQUOT, "Disk quota exceeded"), "once there is room"),
+            (OSError(errno.ENOMEM, "Cannot allocate memory"), "once there is memory"),
+            (OSError(errno.EACCES, "Permission denied"), None),
+            (RuntimeError("Kernel didn't respond in 60 seconds"), None),
+        ],
+        ids=str,
+    )
+    def test_room_or_memory_is_asked_for_only_where_it_is_missing(
+        self, error, remedy, chapter, monkeypatch, in_a_line
+    ):
+        import papermill
+
+        def fail(*given, **options):
+            raise error
+
+        chapter()
+        monkeypatch.setattr(papermill, "execute_notebook", fail)
+        with pytest.raises(FileProblem) as caught:
+            execute.refresh("three")
+        message = in_a_line(caught.value)
+        assert message.endswith(
+            f"; {remedy}, the same command goes on" if remedy else str(error.args[-1])
+        )
 
     def test_what_a_cell_prints_is_kept_in_one_piece_however_it_came(self, chapter):
         wait = "import sys, time\n\ndef wait():\n    sys.stdout.flush()\n    time.sleep(0.3)\n"
