@@ -6,14 +6,20 @@ override RETRAIN := $(if $(filter command,$(origin RETRAIN)),$(RETRAIN))
 KNOWN := PYTHON PROFILE WORKFLOW CORES METHODS SEEDS GRID FRESH RUN RETRAIN PYTEST
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(if $(filter $(KNOWN),\
 	$(name)),,$(error make takes no $(name); possible are $(KNOWN)))))
-$(foreach name,FRESH RETRAIN,$(if $(filter-out x x0 x1,x$(subst $() ,_,$($(name)))),$(error $(name) is $($(name)); possible is 1, 0 or nothing)))
+$(foreach name,FRESH RETRAIN,$(if $(filter-out x x0 x1,x$(subst $() ,_,$($(name)))),\
+	$(error $(name) is $($(name)); possible is 1, 0 or nothing)))
 PROFILE ?= digits
 # Where the batch runs: a folder of workflow/profiles, local or slurm.
 WORKFLOW ?= local
 BIN     := .venv/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BATCH   := $(BIN)/python workflow/run.py
-SNAKEMAKE = env -u SNAKEMAKE_PROFILE -u SNAKEMAKE_WORKFLOW_PROFILE $(BIN)/snakemake --snakefile workflow/Snakefile \
+# Containers may have a user without a home, where Snakemake, Matplotlib and IPython keep things.
+export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || mktemp -d)
+WRITABLE = test -w . || { echo "make: $(CURDIR) can't be written, and Snakemake keeps its \
+	record there; copy the checkout" >&2; exit 1; }
+SNAKEMAKE = $(WRITABLE); env -u SNAKEMAKE_PROFILE -u SNAKEMAKE_WORKFLOW_PROFILE \
+	$(BIN)/snakemake --snakefile workflow/Snakefile \
 	--workflow-profile workflow/profiles/$(WORKFLOW) $(if $(CORES),--cores $(CORES))
 # Two workers: with more than a thread each they would crowd two cores.
 PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -354,7 +354,9 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
 def code_version() -> dict[str, Any]:
     """Return the checkout's commit, and whether its tracked files are so, outputs left out."""
     root, text = Path(__file__).resolve().parents[1], ""
-    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "-uno", ":!outputs"]
+    # The checkout may be another user's; its code runs already.
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), "status", "--porcelain=v2"]
+    command += ["--branch", "--untracked-files=no", ":!outputs"]
     if (root / ".git").exists():  # else installed or unpacked: a repository around it is not ours
         with suppress(OSError, subprocess.SubprocessError):
             text = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout

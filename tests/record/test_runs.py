@@ -409,6 +409,15 @@ def test_a_checkout_is_named_by_its_commit_and_whether_tracked_files_are_as_comm
     assert code_of(repository, monkeypatch) == made_by | {"git_clean": False}
 
 
+def test_a_checkout_of_another_user_is_named_by_its_commit_too(repository, monkeypatch):
+    expected = code_of(repository, monkeypatch)
+    # git trusts no repository of another owner; this makes it take every one for that
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    done = subprocess.run(["git", "-C", str(repository), "status"], capture_output=True, text=True)
+    assert done.returncode and "dubious ownership" in done.stderr
+    assert code_of(repository, monkeypatch) == expected and expected["git_commit"]
+
+
 def test_code_that_was_installed_or_unpacked_inside_anothers_repository_has_no_commit(
     repository, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -59,8 +60,25 @@ def test_a_batch_depends_on_no_profile_of_snakemakes_that_the_environment_names(
     variables = {"SNAKEMAKE_PROFILE": str(tmp_path), "SNAKEMAKE_WORKFLOW_PROFILE": str(tmp_path)}
     for verb in ("reproduce", "studies", "speed"):
         (line,) = [x for x in make(verb, **variables).stdout.splitlines() if "snakemake" in x]
-        command = line.partition(" --snakefile")[0].rpartition("/")[0]
-        unset = command.removesuffix(" .venv/bin") + " env"
+        start = line.replace("\\", "").partition(".venv/bin/snakemake")[0]
         environment = os.environ | variables
-        shown = subprocess.run(unset.split(), env=environment, capture_output=True, text=True)
+        shown = subprocess.run(["sh", "-c", start], env=environment, capture_output=True, text=True)
         assert "SNAKEMAKE" not in shown.stdout and "PATH=" in shown.stdout
+
+
+def test_a_user_without_a_home_gets_one_for_the_batch(tmp_path):
+    show = "--eval=show:;$(HOME)"
+    assert make(show, "show", HOME=str(tmp_path)).stdout == f"{tmp_path}\n"
+    made = Path(make(show, "show", HOME=str(tmp_path / "nowhere")).stdout.strip())
+    made.rmdir()  # it was there, and empty
+    assert made.is_absolute() and made != tmp_path / "nowhere"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_checkout_that_can_not_be_written_is_refused_in_a_line_before_the_batch():
+    (line,) = [x for x in make("reproduce").stdout.splitlines() if "snakemake" in x]
+    command = ["sh", "-c", line]
+    done = subprocess.run(command, cwd="/", user=65534, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("make: ") and "copy the checkout" in done.stderr
+    assert done.stderr.count("\n") == 1
