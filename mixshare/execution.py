@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,7 +23,8 @@ except (KeyError, OSError):
     os.environ["USER"] = f"user-{os.getuid()}"
 
 _CPU = torch.device("cpu")
-_ONE_AT_A_TIME = threading.RLock()  # torch's switches are the whole process's
+# By process, whose switches torch's are: a fork in the midst of a training waits for no one.
+_one_at_a_time: dict[int, Any] = defaultdict(threading.RLock)
 
 
 def _attribute(owner: Any, name: str, wanted: Any) -> tuple:
@@ -102,7 +104,7 @@ def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU)
         _attribute(torch.backends.cudnn, "deterministic", deterministic),
         _attribute(torch.backends.cudnn, "benchmark", device.type == "cuda" and not deterministic),
     ]
-    with _ONE_AT_A_TIME, ExitStack() as stack:
+    with _one_at_a_time[os.getpid()], ExitStack() as stack:
         if torch.get_default_device() != _CPU:
             stack.enter_context(_CPU)
         stack.enter_context(torch.inference_mode(False))

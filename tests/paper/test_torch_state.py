@@ -1,5 +1,6 @@
 """What a caller has done to torch's global state: it changes no run, and no run changes it."""
 
+import multiprocessing
 import os
 import runpy
 import threading
@@ -176,6 +177,32 @@ def test_two_threads_of_one_process_train_one_after_the_other_each_its_own_bits(
     for config in configs:
         made = contents(mixshare.load(config).folder)
         assert made == contents(finished(config.method, 1, **QUICK).folder)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_that_is_started_in_the_midst_of_a_training_trains_too(
+    method, finished, contents, outputs
+):
+    expected, started, parent = finished("single", 1, **QUICK), [], os.getpid()
+    train_epoch = mixshare.training.Training.train_epoch
+
+    def starting(self, step):
+        if os.getpid() == parent:  # a fork has this function too
+            context = multiprocessing.get_context(method)
+            process = context.Process(target=mixshare.train, args=[expected.config])
+            process.start()
+            process.join(100)
+            started.append(process.exitcode)
+            process.kill()
+        train_epoch(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixshare.training.Training, "train_epoch", starting)
+        thread = threading.Thread(target=mixshare.train, args=[QUICK_RUN])
+        thread.start()
+        thread.join()
+    assert started == [0] * QUICK_RUN.epochs
+    assert contents(mixshare.load(expected.config).folder) == contents(expected.folder)
 
 
 def test_what_no_switch_of_torchs_sets_is_in_the_provenance(monkeypatch):
