@@ -33,6 +33,7 @@ DRAWING = {
 SMALLEST_TEXT = 7  # points, as printed
 RANDOM = np.random.default_rng(0)
 READERS_OWN = {
+    "text.usetex": True,
     "font.size": 30.0,
     "axes.titlesize": 30.0,
     "savefig.bbox": "tight",

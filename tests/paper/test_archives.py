@@ -272,6 +272,7 @@ BAD = {
         "test_images are int8",
     ),
     "channels come first": (dict(train_images=IMAGES.transpose(0, 3, 1, 2)), "1 or 3"),
+    "an opacity": (dict(train_images=np.zeros((12, 8, 4, 4), np.uint8)), "1 or 3"),
     "no axis of channels": (dict(train_images=IMAGES[..., 0]), "1 or 3"),
     "one image is no list": (dict(train_images=np.uint8(1)), "wanted are uint8"),
     "height not divisible by 4": (arrays(height=6), "divisible by 4"),

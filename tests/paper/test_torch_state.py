@@ -6,6 +6,7 @@ import runpy
 import threading
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -47,6 +48,7 @@ DISTURBANCES = {
     "inference mode": lambda: torch.inference_mode(),
     "no gradients": lambda: torch.no_grad(),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "NumPy's errors": lambda: np.errstate(all="raise"),
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "denormals": lambda: switched(
         lambda: execution._flushes_denormals(), torch.set_flush_denormal, True

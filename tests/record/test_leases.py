@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -224,3 +226,29 @@ def test_it_is_told_in_seconds_and_not_waited_for_for_ever(name, mode, start, mo
         process.join()
         assert message.startswith("can't write") and "lease is another user's" in message, message
         assert "\n" not in message and path.exists()
+
+
+# ---- processes that can't see each other
+
+
+APART = ["unshare", "--pid", "--fork", "--mount-proc"]  # a process that sees none of the others
+
+
+def can_be_apart() -> bool:
+    return bool(shutil.which("unshare")) and not subprocess.call([*APART, "true"], stderr=-3)
+
+
+@pytest.mark.skipif(not can_be_apart(), reason="no right to make a namespace of processes")
+def test_a_process_in_another_container_of_this_host_waits_for_its_turn(
+    outputs, finished, contents
+):
+    code = f"import mixshare; mixshare.train(mixshare.RunConfig.preset('smoke', **{QUICK!r}))"
+    command = [*APART, sys.executable, "-c", code]
+    config = mixshare.RunConfig.preset("smoke", **QUICK)
+    with runs.training_lease(config):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline().startswith("waiting for the process that trains")
+        assert process.poll() is None and os.listdir(runs.run_folder(config)) == [".lease"]
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert contents(runs.run_folder(config)) == contents(finished(**QUICK).folder)
