@@ -1,5 +1,6 @@
 """The README's Python runs as it is there, and what it names exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -46,11 +47,37 @@ def test_a_folder_of_images_becomes_an_ensemble(tmp_path, outputs, capsys, monke
             picture = random.integers(0, 256, (*size, 3)) // 4 + (150 if kind == "bees" else 0)
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{n}.png")
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
-    text = snippet("from pathlib").replace("epochs=10", "epochs=5")
+    text = snippet("from functools").replace("epochs=10", "epochs=5")
     accuracy, folder = run(text, tmp_path, capsys, monkeypatch).split()
     assert float(accuracy) > 0.9 and Path(folder).is_relative_to(outputs / "digits")
     provenance = mixshare.runs.Run(None, Path(folder)).metrics["provenance"]
     assert provenance["image_shape"] == [32, 32, 3] and 80 < provenance["train_images"] < 110
+
+
+def test_a_picture_of_any_kind_is_read_as_what_people_see(tmp_path, capsys, monkeypatch):
+    levels = np.add.outer(np.arange(48), np.arange(64)) * 2.0  # brighter to the lower right
+    grey, folder = Image.fromarray(levels.astype(np.uint8)), tmp_path / "photos" / "all"
+    folder.mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    opaque = Image.new("L", grey.size, 255)
+    kinds = {
+        "16-bit.png": (Image.fromarray((levels * 257).astype(np.uint16)), {}),
+        "cmyk.jpg": (grey.convert("RGB").convert("CMYK"), {"quality": 95}),
+        "grey.png": (grey, {}),
+        "opacity.png": (Image.merge("LA", (grey, opaque)), {}),
+        "palette.png": (grey.convert("P"), {"transparency": 255}),
+        "turned.jpg": (grey.rotate(180), {"exif": turned, "quality": 95}),
+    }
+    for name, (picture, options) in kinds.items():
+        picture.save(folder / name, **options)
+    lines = snippet("from functools").partition("labels, test =")[0]
+    shown = "print(images.dtype, images.shape, images.tolist(), sep='|')"
+    dtype, shape, pixels = run(f"{lines}\n{shown}", tmp_path, capsys, monkeypatch).split("|")
+    expected = np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR))[..., None]
+    assert (dtype, shape) == ("uint8", "(6, 32, 32, 3)")
+    for name, image in zip(sorted(kinds), np.array(json.loads(pixels)), strict=True):
+        assert np.abs(image - expected).max() <= 5, name
 
 
 def test_the_python_lines_of_the_readme_run(tmp_path, outputs, capsys, monkeypatch):
