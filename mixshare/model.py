@@ -30,6 +30,17 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, mean, variance, *scale, self.training, self.momentum, self.eps)
 
 
+class Shortcut(nn.Conv2d):
+    """A strided 1x1 convolution whose stride is taken first, to the same bits.
+
+    With channels last, oneDNN's own kernel for AVX2 writes past the end of fewer than 8 channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels_in, H, W) to (B, channels_out, H / stride, W / stride)."""
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation block of two 3x3 convolutions, with the shortcut from its raw input (MixMo).
 
@@ -49,7 +60,7 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = nn.Identity()
         if stride > 1 or channels_in != channels_out:
-            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+            self.shortcut = Shortcut(channels_in, channels_out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels_in, H, W) to (B, channels_out, H / stride, W / stride)."""
@@ -58,10 +69,7 @@ class ResidualBlock(nn.Module):
         hidden = F.relu(self.norm2(hidden), inplace=True)
         if self.stride > 1:
             hidden = F.pad(hidden, (0, 1, 0, 1))
-        # The shortcut's stride is taken here, to the same bits: oneDNN's strided 1x1 kernel for
-        # AVX2 writes past the end of fewer than 8 channels that lie last.
-        strided = x[:, :, :: self.stride, :: self.stride]
-        return self.conv2(hidden).add_(self.shortcut(strided))  # under autocast in half precision
+        return self.conv2(hidden).add_(self.shortcut(x))  # under autocast in half precision
 
 
 class MimoWideResNet(nn.Module):
@@ -233,10 +241,8 @@ def fold(model: MimoWideResNet) -> MimoWideResNet:
 
 
 def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.Sequential:
-    first = ResidualBlock(channels_in, channels_out, stride)
-    return nn.Sequential(
-        first, *(ResidualBlock(channels_out, channels_out, 1) for _ in range(count - 1))
-    )
+    others = (ResidualBlock(channels_out, channels_out, 1) for _ in range(count - 1))
+    return nn.Sequential(ResidualBlock(channels_in, channels_out, stride), *others)
 
 
 def _truncated_he_normal(weight: Tensor, generator: torch.Generator) -> None:

@@ -15,6 +15,7 @@ import torch
 from mixshare import RunConfig, figures
 from mixshare.chapters import speed
 from mixshare.config import PROFILES
+from mixshare.model import Shortcut
 from mixshare.plan import plan_epoch
 from mixshare.step import Step
 from mixshare.training import Training
@@ -115,16 +116,22 @@ def test_convolutions_take_onednns_fast_path_and_keep_the_format_from_the_first_
     method, monkeypatch
 ):
     step = speed.stepper(RunConfig.preset("digits", method), speed.noise("digits"), CPU)
-    in_format, convolution = [], torch.nn.Conv2d.forward
+    in_format = []
 
-    def watched(self, x):
-        if self.in_channels > 1:  # with one channel both formats are the same
-            tensors = (x, self.weight)
-            last = [t.is_contiguous(memory_format=torch.channels_last) for t in tensors]
-            in_format.append(all(last))
-        return convolution(self, x)
+    def watch(kind):
+        convolution = kind.forward
 
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+        def watched(self, x):
+            if self.in_channels > 1:  # with one channel both formats are the same
+                tensors = (x, self.weight)
+                last = [t.is_contiguous(memory_format=torch.channels_last) for t in tensors]
+                in_format.append(all(last))
+            return convolution(self, x)
+
+        monkeypatch.setattr(kind, "forward", watched)
+
+    for kind in (torch.nn.Conv2d, Shortcut):
+        watch(kind)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         step()

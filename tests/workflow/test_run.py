@@ -30,7 +30,9 @@ def test_an_interrupt_ends_a_training_in_a_line_and_leaves_nothing_half_written(
     environment = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
     process = call(*words_of(LONG), env=environment)
     lease = runs.run_folder(LONG) / ".lease"
-    wait_for("the training", lambda: lease.exists() or process.poll() is not None)
+    # Before the first checkpoint an import might take the interrupt for its own.
+    history = lease.with_name("history.csv")
+    wait_for("the training", lambda: history.exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and not out
