@@ -92,7 +92,8 @@ test-all: env ## both (PYTEST)
 	@$(PYTEST_ALL) --nbval $(PYTEST)
 
 nightly: env ## the tests for hours: more kills, runs, damaged bytes and random input (PYTEST)
-	@$(PYTEST_ALL) --hypothesis-profile nightly $(PYTEST) tests
+	@$(PYTEST_ALL) --hypothesis-profile nightly -o faulthandler_timeout=0 \
+		$(PYTEST) tests
 
 notebook: env ## the chapters in JupyterLab
 	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -83,6 +83,7 @@ class Batch:
         (base / "site" / "sitecustomize.py").write_text(SITE)
         (base / "killed.yml").write_text(GRID)
         (base / "workflow").symlink_to(project_root() / "workflow")
+        (base / ".venv").symlink_to(sys.prefix)
         self.environment = os.environ | {
             "MIXSHARE_OUTPUTS": str(self.outputs),
             "PYTHONPATH": os.pathsep.join([str(base / "site"), str(project_root())]),
@@ -91,7 +92,7 @@ class Batch:
 
     def make(self) -> subprocess.Popen:
         command = ["make", "--no-print-directory", "-C", str(self.base), "--old-file=env"]
-        command += ["-f", str(project_root() / "Makefile"), f"BIN={Path(sys.executable).parent}"]
+        command += ["-f", str(project_root() / "Makefile")]
         command += [f"GRID={self.base / 'killed.yml'}", "CORES=2", "grid"]
         with (self.base / "output").open("ab") as output:
             return subprocess.Popen(
@@ -129,7 +130,7 @@ def kill_at_random(batch: Batch, chance: random.Random, most: int) -> Counter:
     Until it is done, or `most` were killed. A batch that has ended is started again.
     """
     killed: Counter = Counter()
-    running = batch.make()
+    running, before = batch.make(), 0
     while killed.total() < most:
         kind = chance.choice(list(VICTIMS))
         while running.poll() is None and kind not in (living := batch.living()):
@@ -148,7 +149,8 @@ def kill_at_random(batch: Batch, chance: random.Random, most: int) -> Counter:
         if running.poll() is not None or kind == "snakemake":
             if running.wait() == 0:
                 break
-            running = batch.make()
+            assert killed.total() > before, (batch.base / "output").read_text()
+            running, before = batch.make(), killed.total()
     running.wait()
     return killed
 
