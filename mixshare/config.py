@@ -36,15 +36,12 @@ TITLES = {name: fields.pop("title") for name, fields in METHODS.items()}
 
 # What the data sets differ in. The short profiles take a learning rate of their own: at the
 # paper's, their 10,000 steps at most (the paper: 468,600) end before every method has converged.
-# `drops`: where in the epochs the rate decays, where not at the quarters.
 # fmt: off
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(dataset="digits-few", depth=10, width=1.0, epochs=2,
                   crop_padding=2, flip=False, learning_rate=0.1),
     "digits": dict(dataset="digits", depth=10, width=1.0, epochs=40,
                    crop_padding=2, flip=False, learning_rate=0.1),
-    "cifar100-lite": dict(dataset="cifar100", depth=16, width=1.0, epochs=5,
-                          crop_padding=4, flip=True, learning_rate=0.1, drops=(3 / 5, 4 / 5)),
     "photographs": dict(dataset="cifar100-16px", depth=16, width=1.0, epochs=300,
                         crop_padding=2, flip=True, evaluate_every=10),
     "paper": dict(dataset="cifar100", depth=28, width=2.0, epochs=300,
@@ -180,8 +177,8 @@ class RunConfig:
         """Combine a row of METHODS and a row of PROFILES, with single fields overridden by name.
 
         Unless the profile or an override names them, milestones follow from the epochs (at 1/4,
-        1/2 and 3/4, or the profile's `drops`), and the learning rate from batch size and batch
-        repetition (appendix A: 0.1 / b * batch / 128).
+        1/2 and 3/4), and the learning rate from batch size and batch repetition (appendix A:
+        0.1 / b * batch / 128).
         """
         return cls.of(profile, method, seed, overrides)
 
@@ -197,8 +194,7 @@ class RunConfig:
         for name in ("batch_size", "batch_repetition", "epochs"):  # others follow from these
             check_field(name, FIELDS[name], fields[name])
         rate = 0.1 / fields["batch_repetition"] * fields["batch_size"] / 128
-        drops = fields.pop("drops", (1 / 4, 1 / 2, 3 / 4))
-        epochs = sorted({math.ceil(fields["epochs"] * drop - 1e-9) for drop in drops})
+        epochs = sorted({math.ceil(fields["epochs"] * part / 4) for part in (1, 2, 3)})
         derived = {"learning_rate": rate, "milestones": epochs}
         return cls(profile=profile, method=method, seed=seed, **(derived | fields))
 

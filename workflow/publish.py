@@ -29,8 +29,6 @@ LARGE_FILES = {
         "weights.safetensors": [*_PLAIN, "single+batch_repetition=2/*", "*+precision=bfloat16/*"],
         "test_scores.npz": [],
     },
-    # logits of 10,000 images: 40 MB
-    "cifar100-lite": {"weights.safetensors": _PLAIN, "test_logits.npz": []},
     # of 100 classes and 10,000 images the scores, and weights: 0.8 MB a run
     "photographs": {"test_logits.npz": []},
     # weights: 6 MB a run

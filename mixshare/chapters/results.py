@@ -256,7 +256,7 @@ def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) ->
     table = pd.DataFrame([_costs(first[name]) for name in names], index=names)
     table = table.rename_axis("method")
     shown = [first[name] for name in names]
-    networks = [run.model for run in shown]
+    networks = [_network(run) for run in shown]
     folded = [fold(network) for network in networks]
     images = [_blank_image(*pair) for pair in zip(shown * 2, networks + folded, strict=True)]
     times = _latencies(networks + folded, images, repeats)
@@ -271,9 +271,18 @@ def _costs(run: runs.Run) -> dict[str, float]:
     config, made_by = run.config, run.metrics["provenance"]
     size = made_by["image_shape"][:2]
     rows = steps_per_epoch(config, made_by["train_images"]) * config.batch_size * config.epochs
-    folded = {f"folded_{name}": value for name, value in _sizes(fold(run.model), *size).items()}
+    network = _network(run)
+    folded = {f"folded_{name}": value for name, value in _sizes(fold(network), *size).items()}
     of_training = {"training_rows": float(rows), "learning_rate": config.learning_rate}
-    return _sizes(run.model, *size) | of_training | folded
+    return _sizes(network, *size) | of_training | folded
+
+
+def _network(run: runs.Run) -> MimoWideResNet:
+    """Return a run's network for its costs, which do not depend on its weights."""
+    if not run.has_logits:  # large ones are not published; then the weights are
+        return run.model
+    channels, classes = run.metrics["provenance"]["image_shape"][2], run.logits.shape[2]
+    return runs.build_model(run.config, channels, classes).eval()
 
 
 def _sizes(model: MimoWideResNet, height: int, width: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ REPLICATES = 4000  # bootstrap samples of the test images
 LEAST_DIFFERING = 10  # test images that must differ before a difference gets a verdict
 DECIMALS = 12  # of a mean: sums in another order are equal
 TOO_FEW = "too few images differ"
-UNDECIDED = "can't tell"
+UNDECIDED = "not significant"
 # Of a family's table.
 COLUMNS = (
     *("difference", "seeds_low", "seeds_high", "images_low", "images_high"),
@@ -49,19 +49,29 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         many the sign is that of the mean; `differing`, the images on which the two differ.
     """
     each = np.asarray(first, float) - np.asarray(second, float)  # (S, N)
-    by_seed, by_image = each.mean(axis=1).round(DECIMALS), each.mean(axis=0)
-    mean, seeds_low, seeds_high = interval(by_seed)
-    images_low, images_high, p_images = over_images(by_image)
-    p_seeds = _p_seeds(by_seed)
-    return {
-        "difference": mean,
-        "seeds_low": seeds_low,
-        "seeds_high": seeds_high,
+    by_seed = over_seeds(each.mean(axis=1))
+    images_low, images_high, p_images = over_images(each.mean(axis=0))
+    return by_seed | {
         "images_low": images_low,
         "images_high": images_high,
-        "p": np.fmax(p_seeds, p_images) if len(by_seed) > 1 else np.nan,
-        "seeds": f"{(np.sign(by_seed) == np.sign(mean)).sum()} of {len(by_seed)}",
+        "p": np.fmax(by_seed["p"], p_images) if len(each) > 1 else np.nan,
         "differing": int((each != 0).any(axis=0).sum()),
+    }
+
+
+def over_seeds(values: np.ndarray) -> dict[str, Any]:
+    """Return what `difference` does of one value a seed, (S,), which no test images are behind."""
+    values = np.asarray(values, float).round(DECIMALS)
+    mean, low, high = interval(values)
+    return {
+        "difference": mean,
+        "seeds_low": low,
+        "seeds_high": high,
+        "images_low": np.nan,
+        "images_high": np.nan,
+        "p": _p_seeds(values),
+        "seeds": f"{(np.sign(values) == np.sign(mean)).sum()} of {len(values)}",
+        "differing": np.nan,
     }
 
 
@@ -133,9 +143,13 @@ def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
     """
     if comparison["differing"] < LEAST_DIFFERING:
         return TOO_FEW
-    ends = [comparison[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
-    widths = (ends[1] - ends[0], ends[3] - ends[2])
-    if not p < LEVEL or 0 in widths or not (min(ends) > 0 or max(ends) < 0):
+    intervals = [
+        [comparison[f"{kind}_{end}"] for end in ("low", "high")]
+        for kind in ("seeds", "images")
+        if kind == "seeds" or not np.isnan(comparison["differing"])
+    ]
+    ends, equal = sum(intervals, []), any(low == high for low, high in intervals)
+    if not p < LEVEL or equal or not (min(ends) > 0 or max(ends) < 0):
         return UNDECIDED
     sign = 1 if min(ends) > 0 else -1
     if not expected:

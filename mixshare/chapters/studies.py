@@ -40,6 +40,11 @@ class Adjustment:
     statement: str  # the appendix's, or our question
     expected: int  # -1 the change should hurt, +1 it should help, 0 the appendix says nothing
 
+    @property
+    def name(self) -> str:
+        """The changed run's, as in the other tables; fields at their defaults are left out."""
+        return self.config("smoke", 1).name
+
     def config(self, profile: str, seed: int) -> RunConfig:
         """Return the changed run."""
         return RunConfig.of(profile, self.base, seed, self.overrides)
@@ -329,16 +334,15 @@ def norm_overlaps(run: runs.Run) -> pd.DataFrame:
 
 
 def drift(finished: Sequence[runs.Run]) -> pd.DataFrame:
-    """Return how far each run's encoders ended apart, beside its accuracy and agreement."""
+    """Return how far apart each run's encoders began and ended, with its accuracy and agreement."""
     figures = ("accuracy_ensemble", "accuracy_individual", "nll", "agreement")
-    return pd.DataFrame(
-        [
-            _names(run)
-            | {name: run.history[name].iloc[-1] for name in ("kernel_cosine", "kernel_norm_ratio")}
-            | {name: run.metrics[name] for name in figures}
-            for run in finished
-        ]
-    )
+    rows = []
+    for run in finished:
+        before = features.mean_alignment(untrained(run))
+        row = _names(run) | {f"init_{name}": value for name, value in before.items()}
+        row |= {name: run.history[name].iloc[-1] for name in before}
+        rows.append(row | {name: run.metrics[name] for name in figures})
+    return pd.DataFrame(rows)
 
 
 @_exact
@@ -420,6 +424,7 @@ def _families(
             family = [
                 {
                     **{"base": base, "change": row.change, "figure": figure},
+                    **{"method": row.name, "other": base},
                     **statistics.difference(each, base_scores),
                     **{"appendix": row.statement, "expected": better * row.expected},
                 }

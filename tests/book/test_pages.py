@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import book
 import pandas as pd
@@ -14,7 +15,7 @@ from mixshare.chapters import chapter_path
 from mixshare.checks import FileProblem
 from mixshare.files import published_folder
 
-DIGITS, PHOTOGRAPHS = (published_folder() / name for name in ("digits", "cifar100-lite"))
+DIGITS = published_folder() / "digits"
 
 
 def cells_of(path) -> list[dict]:
@@ -36,6 +37,20 @@ def fewer_states(chapter: str, notebook: dict, remake=states.remake):
     return dataclasses.replace(explorer, controls={name: [choice] for name, choice in first})
 
 
+def results_of_one_method(folder: Path) -> None:
+    """Put the results of MixShare alone, and a grid's chapter, where another profile's would be."""
+    for number in (1, 2, 3):
+        run = f"mixshare/seed-{number}"
+        shutil.copytree(DIGITS / run, folder / run)
+    (folder / "studies").mkdir()
+    for name in ("results", "runs", "paired"):
+        table = pd.read_csv(DIGITS / "studies" / f"{name}.csv")
+        rows = table[:0] if name == "paired" else table[table["method"] == "mixshare"]
+        rows.to_csv(folder / "studies" / f"{name}.csv", index=False)
+    (folder / "chapters").mkdir()
+    shutil.copy(DIGITS / "chapters" / "05_results-width.ipynb", folder / "chapters")
+
+
 class TestWhichChapters:
     def test_a_readers_own_chapter_goes_before_the_published_one(self, outputs):
         own = outputs / "digits" / "chapters" / "05_results.ipynb"
@@ -54,9 +69,10 @@ class TestWhichChapters:
         self, outputs, tmp_path
     ):
         others = ("mixshare/seed-1.old-1", "mixshare/seed-last", "x/seed-1")
+        results_of_one_method(outputs / "paper")
         for folder in ("mixshare+width=2/seed-3", *others):
-            shutil.copytree(PHOTOGRAPHS / "mixshare" / "seed-1", outputs / "cifar100-lite" / folder)
-        book.assemble("cifar100-lite", tmp_path)
+            shutil.copytree(DIGITS / "mixshare" / "seed-1", outputs / "paper" / folder)
+        book.assemble("paper", tmp_path)
         first = cells_of(tmp_path / "runs" / "mixshare+width=2" / "seed-3.ipynb")[0]["source"]
         assert first.startswith("# MixShare, width 2, seed 3\n\n*Executed, your own;")
         link = "[MixShare, width 2, seed 3](runs/mixshare+width=2/seed-3.ipynb)"
@@ -66,18 +82,18 @@ class TestWhichChapters:
         assert not [name for name in pages if re.search("old|last|x/", name)]
 
     def test_another_profile_is_described_by_its_own_results(self, outputs, tmp_path):
-        book.assemble("cifar100-lite", tmp_path)
+        results_of_one_method(outputs / "paper")
+        book.assemble("paper", tmp_path)
         text = (tmp_path / "index.md").read_text()
-        assert "step by step: cifar100-lite" in text
-        assert "50,000 training images of `cifar100`, WRN-16-1, 5 epochs" in text
-        assert "so nothing is compared yet" in text  # the scores of its test images are not there
+        assert "step by step: paper" in text
+        assert "1,297 training images of `cifar100`, WRN-28-2, 300 epochs" in text
+        assert "so nothing is compared yet" in text
         assert " minus " not in text
         assert "chapters/02" not in text
-        grid = (tmp_path / "chapters" / "05_results-photographs-width.ipynb").read_text()
-        assert "(grid photographs-width)" in grid
+        grid = (tmp_path / "chapters" / "05_results-width.ipynb").read_text()
+        assert "(grid width)" in grid
         first = (tmp_path / "chapters" / "01_training.ipynb").read_text()
         assert "This is MixShare, seed 1" in first
-        assert not list((tmp_path / "states").iterdir())  # they would take its photographs
 
     def test_the_machines_are_those_that_made_the_table(self, outputs):
         own = outputs / "digits" / "mixshare" / "seed-1" / "metrics.json"
@@ -99,7 +115,7 @@ PAIR = {
     **{"method": "mixshare", "other": "mimo", "figure": "accuracy_ensemble"},
     **{"difference": 0.002667, "seeds_low": -0.00492, "seeds_high": 0.01026},
     **{"images_low": -0.002, "images_high": 0.008, "p": 0.3, "seeds": "2 of 3"},
-    **{"differing": 12, "holm": 0.6, "raw": "can't tell", "verdict": "can't tell"},
+    **{"differing": 12, "holm": 0.6, "raw": "not significant", "verdict": "not significant"},
 }
 OF_NLL = {
     **{"figure": "nll", "difference": -0.0121, "seeds_low": -0.0202, "seeds_high": -0.004},
@@ -128,20 +144,20 @@ class TestHowSureWeAre:
         assert sentences(PAIR, PAIR | OF_NLL) == [
             "- MixShare minus MIMO, ensemble accuracy: +0.27 percentage points (95 % intervals: "
             "seeds -0.49 to +1.03, test images -0.20 to +0.80; higher in 2 of 3 seeds): "
-            "can't tell.",
+            "not significant.",
             "- MixShare minus MIMO, NLL: -0.012 nats (95 % intervals: seeds -0.020 to -0.004, "
-            "test images -0.030 to +0.001; lower in 3 of 3 seeds): can't tell.",
+            "test images -0.030 to +0.001; lower in 3 of 3 seeds): not significant.",
         ]
 
     def test_a_difference_of_exactly_zero_is_equal_and_a_verdict_is_holms(self, sentences):
         equal = {"difference": 0.0, "seeds": "1 of 3", "verdict": "too few images differ"}
         decided = {"raw": "higher", "verdict": "higher", "difference": 0.05}
-        adjusted = {"raw": "lower", "verdict": "can't tell", "difference": -0.05}
+        adjusted = {"raw": "lower", "verdict": "not significant", "difference": -0.05}
         first, second, third = sentences(PAIR | equal, PAIR | decided, PAIR | adjusted)
         assert first.endswith("; equal in 1 of 3 seeds): too few images differ.")
         assert "accuracy: +0.00 percentage points" in first
         assert second.endswith("; higher in 2 of 3 seeds): higher.")
-        assert third.endswith("; lower in 2 of 3 seeds): can't tell.")
+        assert third.endswith("; lower in 2 of 3 seeds): not significant.")
 
     def test_without_a_pair_it_says_so(self, sentences):
         (line,) = sentences()

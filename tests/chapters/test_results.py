@@ -140,7 +140,7 @@ class TestPairedDifferences:
     def test_are_of_common_seeds_and_one_gives_no_verdict(self):
         runs = random_runs(("single",), (1, 2)) + random_runs(("mixshare",), (2, 3))
         for row in results.paired(runs, "mixshare").itertuples():
-            assert row.seeds == "1 of 1" and row.verdict == "can't tell"
+            assert row.seeds == "1 of 1" and row.verdict == "not significant"
             assert (
                 math.isnan(row.seeds_low) and math.isnan(row.p) and row.images_low < row.images_high
             )
@@ -185,7 +185,7 @@ class TestPairedDifferences:
         (row,) = results.paired(runs, "mimo", ["nll"]).itertuples()
         assert row.seeds == "3 of 3" and row.seeds_low > 0 and row.differing > 100
         assert row.images_low < 0 < row.images_high
-        assert row.raw == row.verdict == "can't tell"
+        assert row.raw == row.verdict == "not significant"
 
 
 def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_runs):

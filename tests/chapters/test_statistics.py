@@ -198,8 +198,8 @@ class TestAFamily:
     def test_has_raw_and_adjusted_verdicts_beside_each_other(self):
         assert is_holm(self.table["holm"], self.p)
         raw, adjusted = (list(self.table[name]) for name in ("raw", "verdict"))
-        assert raw == ["supports", "contradicts", "higher", *["can't tell"] * 2]
-        assert adjusted == ["supports", "can't tell", "higher", *["can't tell"] * 2]
+        assert raw == ["supports", "contradicts", "higher", *["not significant"] * 2]
+        assert adjusted == ["supports", "not significant", "higher", *["not significant"] * 2]
 
     def test_of_one_comparison_is_judged_by_its_own_p(self):
         (row,) = statistics.family([compared(**GOOD) | {"p": 0.04}]).itertuples()

@@ -178,7 +178,7 @@ def test_over_training_a_score_rises_or_falls_where_scipys_interval_of_its_chang
         for seed, change in enumerate(values, start=1)
     ]
     table = studies.over_training(pd.DataFrame(rows), ["method"], ["cosine"]).set_index("method")
-    verdicts = {"up": "rises", "down": "falls", "open": "can't tell", "one": "can't tell"}
+    verdicts = {"up": "rises", "down": "falls", "open": "not significant", "one": "not significant"}
     assert table["verdict"].to_dict() == verdicts and set(table["score"]) == {"cosine"}
     for name, values in changes.items():
         row, mean = table.loc[name], np.mean(values)
@@ -407,7 +407,7 @@ class TestAdjustments:
             assert table["difference"].notna().all()
             assert (table["seeds_low"].notna() == (len(seeds) > 1)).all()
             if len(seeds) == 1:
-                assert set(table["verdict"]) == {"can't tell"}
+                assert set(table["verdict"]) == {"not significant"}
 
     def test_have_a_row_a_change_and_figure(self, adjusted):
         rows = {(row.base, row.change) for row in studies.ADJUSTMENTS}

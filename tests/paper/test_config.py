@@ -59,14 +59,12 @@ def test_the_profiles_are_the_designs():
     expected = {
         "smoke": ("digits-few", 10, 1, 2, False),
         "digits": ("digits", 10, 1, 2, False),
-        "cifar100-lite": ("cifar100", 16, 1, 4, True),
         "photographs": ("cifar100-16px", 16, 1, 2, True),
         "paper": ("cifar100", 28, 2, 4, True),
     }
     epochs = {
         "smoke": (2, 2),
         "digits": (25, 40),
-        "cifar100-lite": (2, 10),
         "photographs": (300, 300),
         "paper": (300, 300),
     }
@@ -387,7 +385,7 @@ HINTS = [
     ),
     (
         {"profile": "digit"},
-        r"did you mean digits\?.*smoke, digits, cifar100-lite, photographs, paper",
+        r"did you mean digits\?.*smoke, digits, photographs, paper",
     ),
     (
         {"learnin_rate": 1},

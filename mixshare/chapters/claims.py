@@ -1,0 +1,219 @@
+"""The paper's claims, judged by the tables that the chapters write.
+
+The claims are rows of claims.yml. Their evidence is looked up in the tables of a profile, each
+piece judged with both its intervals and Holm's correction, and a claim by all its pieces.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from mixshare.chapters import statistics
+from mixshare.config import title
+from mixshare.files import outputs_folder, published_folder
+
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+BY_CONSTRUCTION, NO_RESULTS = "true by construction", "no results"
+# Tables of comparisons; a grid's are in a folder of its own.
+COMPARED = ("paired", "alignment_paired", "adjustments", "*/paired")
+TAIL = 0.05  # how often chance alone has a run shared, or separated: `similarity.chance`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A row of claims.yml, which says what each field means."""
+
+    claim: str
+    place: str
+    falsified: str
+    open: str
+    chapter: str
+    holds: str = ""
+    family: str = ""  # by default its chapter
+    evidence: tuple[dict[str, Any], ...] = ()
+
+
+@functools.cache
+def all_claims() -> tuple[Claim, ...]:
+    """Return the claims, in the paper's order."""
+    rows = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text(encoding="utf-8"))
+    return tuple(Claim(**row) for row in rows)
+
+
+def studies_folder(profile: str) -> Path:
+    """Return the folder of a profile's tables: the reader's own if there is one, else published."""
+    own, published = (base / profile / "studies" for base in (outputs_folder(), published_folder()))
+    return own if any(own.rglob("*.csv")) else published
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read the chapters' tables from a folder of studies.
+
+    Returns:
+        Each by its name; and as `compared` all comparisons of two methods' ensemble accuracy.
+    """
+    tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+    compared = [pd.read_csv(path) for name in COMPARED for path in folder.glob(f"{name}.csv")]
+    columns = pd.DataFrame(columns=["method", "other", "figure", *statistics.COLUMNS])
+    table = pd.concat([columns, *compared]) if compared else columns
+    return tables | {"compared": table[table["figure"] == "accuracy_ensemble"]}
+
+
+# Evidence
+
+
+def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> pd.DataFrame:
+    """Return a row for each piece of evidence that the tables have, with its verdict.
+
+    Args:
+        tables: As `read_tables` returns them.
+        claims: By default all.
+
+    Returns:
+        `claim`, `label`, `unit`, `statistics.difference`, `expected` (the claimed sign), `margin`,
+        `start` (whether it held before training, by construction), `holm` and `verdict`. Of counts
+        there are no intervals, and `seeds` says how many runs of how many.
+    """
+    found = [
+        {
+            "claim": claim.claim,
+            "family": claim.family or claim.chapter,
+            "margin": 0.0,
+            "start": False,
+            **piece,
+        }
+        for claim in claims or all_claims()
+        for item in claim.evidence
+        for piece in _kind(item)(item, tables)
+    ]
+    names = ("claim", "family", "label", "unit", "expected", "margin", "start")
+    table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
+    table["holm"] = _corrected(table)
+    table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    return table
+
+
+def _kind(item: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
+    return _counted if "is" in item else _measured if "table" in item else _compared
+
+
+def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """Yield one method's ensemble accuracy minus another's, in points, if they were compared."""
+    first, second = item.get("better", item.get("same")), item.get("than", item.get("as"))
+    table = tables["compared"]
+    for sign, pair in ((1, (first, second)), (-1, (second, first))):
+        for row in table[(table["method"] == pair[0]) & (table["other"] == pair[1])].to_dict(
+            "records"
+        ):
+            piece = {name: row[name] for name in statistics.COLUMNS[:8]}
+            piece["difference"] *= 100 * sign
+            for kind in ("seeds", "images"):
+                ends = sorted(100 * sign * row[f"{kind}_{end}"] for end in ("low", "high"))
+                piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
+            piece |= {"label": f"{title(first)} minus {title(second)}", "unit": "points"}
+            margin = item.get("by", item.get("within", 0.0))
+            yield piece | {"expected": int("better" in item), "margin": margin}
+            return
+
+
+def _measured(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """Yield the mean over seeds of a value, or of its difference from that of other rows."""
+    values = _by_seed(item, "where", tables)
+    if "minus" in item:
+        values = (values - _by_seed(item, "minus", tables)).dropna()
+    if len(values):
+        names = {"label": item["label"], "unit": item["unit"], "expected": item["sign"]}
+        yield statistics.over_seeds(values.to_numpy()) | names
+
+
+def _by_seed(item: dict[str, Any], rows: str, tables: dict[str, pd.DataFrame]) -> pd.Series:
+    table = tables.get(item["table"])
+    if table is None:
+        return pd.Series(dtype=float)
+    return table.query(item[rows]).set_index("seed").eval(item["value"])
+
+
+def _counted(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """Yield for each group how many runs have the claimed verdict, or the opposite one.
+
+    By chance a run has either with the probability of `similarity.chance`, 5 %: p is binomial.
+    """
+    rows = tables.get(item["table"], pd.DataFrame(columns=["method"])).query(item["where"])
+    for key, group in rows.groupby(item["each"], sort=False) if len(rows) else ():
+        claimed, opposite = ((group["verdict"] == verdict).sum() for verdict in item["is"])
+        names = dict(zip(item["each"], key, strict=True))
+        names["method"] = title(str(names.get("method", "")))
+        yield {
+            "label": item["label"].format(**names),
+            "unit": item["is"][0],
+            "difference": (claimed - opposite) / len(group),
+            "p": stats.binom.sf(max(claimed, opposite) - 1, len(group), TAIL),
+            "seeds": f"{claimed} of {len(group)}",
+            "expected": 1,
+            "start": "start" in item and bool((group[item["start"]] > 1 - 1e-6).all()),
+        }
+
+
+# Verdicts
+
+
+def _corrected(table: pd.DataFrame) -> pd.Series:
+    """Return Holm's p of each piece: over a claim's pieces, then over the claims of a family.
+
+    A claim's own p is the largest of its pieces where all have the claimed sign, for all must
+    hold; else the smallest of those that have not. Claims with a margin are judged by intervals.
+    """
+    p = table["p"].where(table["margin"] == 0)
+    within = p.groupby(table["claim"]).transform(statistics.holm)
+    against = np.sign(table["difference"]) != table["expected"]
+    of_claim = within.where(against).groupby(table["claim"]).min()
+    of_claim = of_claim.fillna(within.groupby(table["claim"]).max())
+    families = table.groupby("claim")["family"].first()
+    corrected = of_claim.groupby(families).transform(statistics.holm)
+    return np.fmax(within, table["claim"].map(corrected))
+
+
+def _verdict(piece: dict[str, Any]) -> str:
+    """Judge a piece of evidence: "supports", "contradicts", or why it does neither."""
+    margin, expected = piece["margin"], piece["expected"]
+    if pd.isna(piece["seeds_low"]) and not pd.isna(piece["p"]):  # counts
+        signs = {1: "supports", -1: "contradicts"}
+        significant = piece["holm"] < statistics.LEVEL
+        return signs[np.sign(piece["difference"])] if significant else statistics.UNDECIDED
+    if not margin:
+        return statistics.verdict(piece, piece["holm"], expected)
+    ends = [piece[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
+    if expected:  # more than the margin
+        inside, outside = min(ends) > margin, max(ends) < margin
+    else:  # the same, but for the margin
+        inside = -margin < min(ends) and max(ends) < margin
+        outside = not inside and (min(ends) > 0 or max(ends) < 0)
+    return "supports" if inside else "contradicts" if outside else statistics.UNDECIDED
+
+
+def verdicts(found: pd.DataFrame) -> pd.Series:
+    """Return each claim's verdict, by claim.
+
+    Args:
+        found: As `evidence` returns it.
+    """
+    return pd.Series({each.claim: _verdict_of(each, found) for each in all_claims()}, dtype=object)
+
+
+def _verdict_of(claim: Claim, found: pd.DataFrame) -> str:
+    pieces = found[found["claim"] == claim.claim]
+    if not len(pieces):
+        return NO_RESULTS if claim.evidence else BY_CONSTRUCTION
+    judged = set(pieces["verdict"])
+    if "contradicts" in judged:
+        return CONTRADICTED
+    if judged != {"supports"}:
+        return UNDECIDED
+    return BY_CONSTRUCTION if pieces["start"].all() else SUPPORTED
