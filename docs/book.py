@@ -23,7 +23,8 @@ from states import TEMPLATES
 
 from mixshare.chapters.results import results_table
 from mixshare.checks import FileProblem, InvalidValue, check_choice
-from mixshare.config import METHODS, PROFILES, RunConfig, title
+from mixshare.config import METHODS, PROFILES, RunConfig
+from mixshare.figures.names import title
 from mixshare.files import (
     display_path,
     outputs_folder,
@@ -177,9 +178,10 @@ def assemble(profile: str, pages: Path) -> None:
     # Chapter 01 is a run of the last method: mixshare, where it was trained.
     shown = next(run for run in runs if _method(run) == _method(runs[-1]))
     note = f"This is {shown.title}; [every other run](../runs.md) has a page of its own."
-    sources = {"chapters/01_training.ipynb": chapter_page(shown.path, note, folder=folder)}
-    for name, path in executed_chapters(profile).items():
-        sources[f"chapters/{name}.ipynb"] = chapter_page(path, folder=folder)
+    sources = {}
+    for name, path in sorted({"01_training": shown.path, **executed_chapters(profile)}.items()):
+        remark = note if path == shown.path else ""
+        sources[f"chapters/{name}.ipynb"] = chapter_page(path, remark, folder=folder)
     sources["index.md"] = first_page(profile, results, list(sources))
     for run in runs:
         if run is not shown:
@@ -228,7 +230,9 @@ def _described(cells: list[Cell]) -> Iterator[Cell]:
         if cell["cell_type"] == "markdown":
             heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
         else:
-            metadata = metadata | {"tags": [*metadata.get("tags", []), "hide-input"]}
+            tags = metadata.get("tags", [])
+            cell = cell | {"outputs": [] if "regression" in tags else cell["outputs"]}
+            metadata = metadata | {"tags": [*tags, "hide-input"]}
             if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
                 alt = f"Figure in the part “{heading}”"
                 default = {"figure": {"caption": heading}, "image": {"alt": alt}}
@@ -293,7 +297,6 @@ def first_page(profile: str, results: Path, chapters: list[str]) -> str:
     """
     files = (results / "studies").glob("*.csv")
     tables = {path.stem: pd.read_csv(path, dtype={"seed": str}) for path in files}
-    verdicts = tables.get("sharing", pd.DataFrame(columns=["method", "verdict"]))
     rows = tables["runs"]
     rows = rows[~rows["seed"].str.contains("+", regex=False)]  # a deep ensemble is no run
     runs = [_provenance(profile, results, row.method, row.seed) for row in rows.itertuples()]
@@ -302,7 +305,7 @@ def first_page(profile: str, results: Path, chapters: list[str]) -> str:
         title=title,
         config=RunConfig.preset(profile),
         core=core_figure(profile, results),
-        verdicts=verdicts.groupby("method", sort=False)["verdict"],
+        claims=tables.get("claims", pd.DataFrame()).itertuples(),
         table=results_table(results),
         origin=_origin(results),
         images=runs[0]["train_images"],

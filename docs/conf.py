@@ -33,7 +33,7 @@ html_theme_options |= {"max_navbar_depth": 1, "navbar_persistent": []}
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_js_files = ["explore.js"]
+html_js_files = ["explore.js", "zoom.js"]
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_show_sphinx = html_copy_source = html_use_index = html_domain_indices = False
 html_show_search_summary = False  # it fetches pages, which browsers refuse to do with files

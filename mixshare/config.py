@@ -19,20 +19,19 @@ from mixshare.checks import InvalidValue, Range, check_choice, check_field, chec
 # fmt: off
 _METHOD_FIELDS = (
     "members", "mix", "mix_probability", "mix_alpha", "mix_fade", "encoder_init",
-    "unmix", "input_repetition", "loss_root", "batch_repetition", "title",
+    "unmix", "input_repetition", "loss_root", "batch_repetition",
 )
 _METHOD_ROWS = {
-    "single":       (1, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 1, "Single network"),
-    "mimo":         (2, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 2, "MIMO"),
-    "linear_mixmo": (2, "linear", 1.0, 2, 0.0, "independent", False, 0.0, 3.0, 2, "Linear-MixMo"),
-    "cut_mixmo":    (2, "cutmix", 0.5, 2, 12., "independent", False, 0.0, 3.0, 2, "Cut-MixMo"),
-    "mixshare":     (2, "cutmix", 1.0, 2, 0.0, "identical",   True,  0.1, 1.0, 2, "MixShare"),
+    "single":       (1, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 1),
+    "mimo":         (2, "sum",    1.0, 2, 0.0, "independent", False, 0.0, 1.0, 2),
+    "linear_mixmo": (2, "linear", 1.0, 2, 0.0, "independent", False, 0.0, 3.0, 2),
+    "cut_mixmo":    (2, "cutmix", 0.5, 2, 12., "independent", False, 0.0, 3.0, 2),
+    "mixshare":     (2, "cutmix", 1.0, 2, 0.0, "identical",   True,  0.1, 1.0, 2),
 }
 # fmt: on
 METHODS: dict[str, dict[str, Any]] = {
     name: dict(zip(_METHOD_FIELDS, row, strict=True)) for name, row in _METHOD_ROWS.items()
 }
-TITLES = {name: fields.pop("title") for name, fields in METHODS.items()}
 
 # What the data sets differ in. The short profiles take a learning rate of their own: at the
 # paper's, their 10,000 steps at most (the paper: 468,600) end before every method has converged.
@@ -264,13 +263,6 @@ def fields_digest(fields: dict[str, Any]) -> str:
     """Return the digest of a run from its fields, also of a record whose fields are not valid."""
     named = {name: value for name, value in fields.items() if name not in EXECUTION}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-
-
-def title(name: str) -> str:
-    """Return a run's name for people: "Cut-MixMo, width 2" for "cut_mixmo+width=2"."""
-    method, _, settings = name.partition("+")
-    words = settings.replace("+", ", ").replace("=", " ")
-    return ", ".join(filter(None, (TITLES.get(method, method), words)))
 
 
 def _short(value: Any) -> str:

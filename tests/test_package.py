@@ -67,15 +67,18 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_of_the_batch_or_the_book(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = [p for p in (ROOT / "mixshare").rglob("*") if p.suffix in (".py", ".mplstyle")]
+    sources = [
+        p for p in (ROOT / "mixshare").rglob("*") if p.suffix in (".py", ".mplstyle", ".yml")
+    ]
     assert names == {path.relative_to(ROOT).as_posix() for path in sources}
 
 
 TRAIN = """
 import json, mixshare
-from mixshare.chapters import studies
+from mixshare.chapters import claims, studies
 run = mixshare.train(mixshare.RunConfig.preset("smoke", "single", epochs=1))
 drawn = mixshare.figures.results
+assert mixshare.chapters.claims.all_claims() and studies.ADJUSTMENTS
 commit = run.metrics["provenance"]["git_commit"]
 print(json.dumps([mixshare.__file__, str(run.folder), commit]))
 """

@@ -12,7 +12,7 @@ import targets
 from targets import Target
 
 from mixshare import runs
-from mixshare.chapters import grids, results
+from mixshare.chapters import grids, report, results
 from mixshare.checks import FileProblem
 from mixshare.config import METHODS, RunConfig
 from mixshare.data import forget_digests
@@ -24,9 +24,12 @@ _PLAIN = [f"{method}/*" for method in METHODS]  # without overrides
 _FIRST = [f"{method}/seed-1" for method in METHODS]
 LARGE_FILES = {
     "smoke": {"test_scores.npz": []},
-    # test scores are computed from the logits, which are small
+    # test scores are computed from the logits, which are small; weights are those that chapters use
     "digits": {
-        "weights.safetensors": [*_PLAIN, "single+batch_repetition=2/*", "*+precision=bfloat16/*"],
+        "weights.safetensors": [
+            *(*_PLAIN, "single+batch_repetition=2/*", "mixshare+encoder_init=*/*"),
+            "cut_mixmo+mix_fade=0+mix_probability=1/*",
+        ],
         "test_scores.npz": [],
     },
     # of 100 classes and 10,000 images the scores, and weights: 0.8 MB a run
@@ -189,15 +192,13 @@ def _replace_folder(folder: Path, copies: dict[Path, Path]) -> None:
 def write_readme_tables() -> None:
     """Bring every marked table of the README up to date; raises OSError where none is marked.
 
-    A mark names a profile, or a profile and its grid, such as `digits/width`.
+    A mark names a profile, or a profile and its grid, such as `digits/width`, or the claims.
     """
     path = project_root() / "README.md"
     begin, end = MARKS
 
     def updated(marks: re.Match) -> str:
-        profile, _, grid = marks["name"].partition("/")
-        table = results.results_table(published_folder() / profile, grid)
-        return f"{begin.format(marks['name'])}\n{table}{end}"
+        return f"{begin.format(marks['name'])}\n{readme_table(marks['name'])}{end}"
 
     name = re.escape(begin).replace(r"\{\}", "(?P<name>[^ ]+)")
     marked = re.compile(rf"{name}\n.*?{re.escape(end)}", re.S)
@@ -208,3 +209,12 @@ def write_readme_tables() -> None:
             "its tables"
         )
     write_text(path, text)
+
+
+def readme_table(name: str) -> str:
+    """Return the table that a mark in the README names."""
+    if name == "claims":
+        folders = sorted(published_folder().glob("*/studies"))
+        return report.overview({path.parent.name: path for path in folders})
+    profile, _, grid = name.partition("/")
+    return results.results_table(published_folder() / profile, grid)

@@ -142,7 +142,7 @@ def results(
         if names:
             parameters = {"profile": profile, "methods": list(names), "seeds": list(seeds), **shown}
             made.append(study(chapter, {**parameters, "train_missing": False}))
-    return made
+    return [*made, study("00_claims", {"profile": profile})]
 
 
 def _shown(seeds: Sequence[int], methods: Sequence[str] = ("mixshare",)) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
 
     Each run occurs once, however many chapters need it.
     """
-    default = results(profile, seeds=seeds)
+    *default, claims = results(profile, seeds=seeds)
     parameters = {"profile": profile, "seeds": list(seeds), "train_missing": False}
     chapters = [
         study("02_kernel_alignment", {**parameters, **_shown(seeds)}),
@@ -169,7 +169,7 @@ def studies(profile: str, seeds: Sequence[int] = DEFAULT_SEEDS) -> list[Target]:
     trained = {target.config for target in default}
     studied = dict.fromkeys(config for chapter in chapters for config in chapter.studied)
     ablations = [run_alone(config) for config in studied if config not in trained]
-    return [*default, *ablations, *chapters]
+    return [*default, *ablations, *chapters, claims]
 
 
 def speed(profile: str) -> list[Target]:
@@ -224,6 +224,7 @@ def study(chapter: str, parameters: dict[str, Any]) -> Target:
         for name in file_names
     ]
     reads = [runs.run_folder(config) / "metrics.json" for config in configs]
+    reads += [folder / "studies" / name for name in kind.reads]
     if chosen.name:
         reads.insert(0, grids.find(parameters["grid"]))
     output = folder / "chapters" / f"{'-'.join(filter(None, (chapter, chosen.name)))}.ipynb"
@@ -266,12 +267,20 @@ class Study:
 
     studied: Callable[[dict[str, Any]], Sequence[RunConfig]]  # the runs, by its parameters
     writes: tuple[str, ...]  # tables and figures
+    reads: tuple[str, ...] = ()  # tables of other chapters
 
 
 STUDIES = {
+    "00_claims": Study(
+        lambda _: (),
+        ("claims.csv", "claims.png"),
+        ("alignment.csv", "alignment_paired.csv", "sharing.csv", "norms.csv")
+        + ("adjustments.csv", "gap.csv", "paired.csv"),
+    ),
     "02_kernel_alignment": Study(
         lambda chosen: aligned_runs(chosen["profile"], chosen["seeds"]),
-        ("alignment.csv", "alignment_overlap.csv", "alignment.png", "kernels.png", "drift.png"),
+        ("alignment.csv", "alignment_overlap.csv", "alignment_paired.csv")
+        + ("alignment.png", "kernels.png", "drift.png"),
     ),
     "03_subnetwork_features": Study(
         _chosen,
@@ -317,16 +326,17 @@ def prepare(targets: Sequence[Target], fresh: bool = False) -> None:
     Raises:
         OSError: A file can't be removed or moved.
     """
-    done = 0
+    done, changing = 0, set()
     for target in targets:
         try:
             if fresh:
                 _delete(target)
-            elif target.is_done():
+            elif target.is_done() and not changing.intersection(target.reads):
                 done += 1
             else:
                 _move_mismatch_aside(target)
                 target.output.unlink(missing_ok=True)
+                changing.update(target.writes)
         except OSError as error:
             folder = display_path(target.output.parent)
             raise FileProblem(f"can't clear {folder}: {error}") from error

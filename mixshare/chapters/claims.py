@@ -16,13 +16,14 @@ import yaml
 from scipy import stats
 
 from mixshare.chapters import statistics
-from mixshare.config import title
+from mixshare.figures.names import title
 from mixshare.files import outputs_folder, published_folder
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 BY_CONSTRUCTION, NO_RESULTS = "true by construction", "no results"
 # Tables of comparisons; a grid's are in a folder of its own.
 COMPARED = ("paired", "alignment_paired", "adjustments", "*/paired")
+NO_ROOM = "no room for so much"  # of a piece: the other method is too near to 100 %
 TAIL = 0.05  # how often chance alone has a run shared, or separated: `similarity.chance`
 
 
@@ -50,19 +51,23 @@ def all_claims() -> tuple[Claim, ...]:
 def studies_folder(profile: str) -> Path:
     """Return the folder of a profile's tables: the reader's own if there is one, else published."""
     own, published = (base / profile / "studies" for base in (outputs_folder(), published_folder()))
-    return own if any(own.rglob("*.csv")) else published
+    # The chapter on the claims writes there too, whatever its evidence.
+    return own if {path.name for path in own.rglob("*.csv")} - {"claims.csv"} else published
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Read the chapters' tables from a folder of studies.
 
     Returns:
-        Each by its name; and as `compared` all comparisons of two methods' ensemble accuracy.
+        Each by its name; `runs` with those of all grids, and as `compared` all comparisons of two
+        methods' ensemble accuracy.
     """
     tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
     compared = [pd.read_csv(path) for name in COMPARED for path in folder.glob(f"{name}.csv")]
     columns = pd.DataFrame(columns=["method", "other", "figure", *statistics.COLUMNS])
     table = pd.concat([columns, *compared]) if compared else columns
+    runs = [pd.read_csv(path) for path in folder.glob("**/runs.csv")]
+    tables |= {"runs": pd.concat(runs)} if runs else {}
     return tables | {"compared": table[table["figure"] == "accuracy_ensemble"]}
 
 
@@ -93,7 +98,7 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
         for item in claim.evidence
         for piece in _kind(item)(item, tables)
     ]
-    names = ("claim", "family", "label", "unit", "expected", "margin", "start")
+    names = ("claim", "family", "label", "unit", "expected", "margin", "start", "room")
     table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
     table["holm"] = _corrected(table)
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
@@ -118,9 +123,17 @@ def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator
                 ends = sorted(100 * sign * row[f"{kind}_{end}"] for end in ("low", "high"))
                 piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
             piece |= {"label": f"{title(first)} minus {title(second)}", "unit": "points"}
+            piece["room"] = _room(tables, first, piece["difference"])
             margin = item.get("by", item.get("within", 0.0))
             yield piece | {"expected": int("better" in item), "margin": margin}
             return
+
+
+def _room(tables: dict[str, pd.DataFrame], first: str, difference: float) -> float:
+    """Return how far the second method's accuracy is from 100 %, in points; NaN if not known."""
+    runs = tables.get("runs", pd.DataFrame(columns=["method", "accuracy_ensemble"]))
+    accuracy = runs.loc[runs["method"] == first, "accuracy_ensemble"].mean()
+    return 100 - (100 * accuracy - difference)
 
 
 def _measured(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -134,10 +147,10 @@ def _measured(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator
 
 
 def _by_seed(item: dict[str, Any], rows: str, tables: dict[str, pd.DataFrame]) -> pd.Series:
-    table = tables.get(item["table"])
-    if table is None:
+    try:
+        return tables[item["table"]].query(item[rows]).set_index("seed").eval(item["value"])
+    except (KeyError, pd.errors.UndefinedVariableError):  # not made, or by an earlier version
         return pd.Series(dtype=float)
-    return table.query(item[rows]).set_index("seed").eval(item["value"])
 
 
 def _counted(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -190,6 +203,8 @@ def _verdict(piece: dict[str, Any]) -> str:
     if not margin:
         return statistics.verdict(piece, piece["holm"], expected)
     ends = [piece[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
+    if expected and piece["room"] < margin:
+        return NO_ROOM
     if expected:  # more than the margin
         inside, outside = min(ends) > margin, max(ends) < margin
     else:  # the same, but for the margin
@@ -198,22 +213,21 @@ def _verdict(piece: dict[str, Any]) -> str:
     return "supports" if inside else "contradicts" if outside else statistics.UNDECIDED
 
 
-def verdicts(found: pd.DataFrame) -> pd.Series:
-    """Return each claim's verdict, by claim.
+def verdicts(found: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tuple[Claim, str]]:
+    """Yield each claim with its verdict.
 
     Args:
         found: As `evidence` returns it.
+        claims: By default all.
     """
-    return pd.Series({each.claim: _verdict_of(each, found) for each in all_claims()}, dtype=object)
-
-
-def _verdict_of(claim: Claim, found: pd.DataFrame) -> str:
-    pieces = found[found["claim"] == claim.claim]
-    if not len(pieces):
-        return NO_RESULTS if claim.evidence else BY_CONSTRUCTION
-    judged = set(pieces["verdict"])
-    if "contradicts" in judged:
-        return CONTRADICTED
-    if judged != {"supports"}:
-        return UNDECIDED
-    return BY_CONSTRUCTION if pieces["start"].all() else SUPPORTED
+    for claim in claims or all_claims():
+        pieces = found[found["claim"] == claim.claim]
+        judged = set(pieces["verdict"])
+        if not judged:
+            yield claim, NO_RESULTS if claim.evidence else BY_CONSTRUCTION
+        elif "contradicts" in judged:
+            yield claim, CONTRADICTED
+        elif judged != {"supports"}:
+            yield claim, UNDECIDED
+        else:
+            yield claim, BY_CONSTRUCTION if pieces["start"].all() else SUPPORTED

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixshare import features, figures, mixing, plan, runs
+from mixshare import features, figures, mixing, runs
 from mixshare.batch import Normalise
 from mixshare.chapters import similarity
 from mixshare.config import RunConfig
@@ -123,7 +123,7 @@ def manual_masks(config: RunConfig, share: float, box: str, height: int, width: 
 
     Args:
         config: The run.
-        share: In (0, 1). A box has no more than this, and less where the border clips it.
+        share: In (0, 1), of which a box has as much as sides of whole pixels allow.
         box: A key of BOX_CENTRES for member 1's box, or NO_BOX for constant masks.
         height, width: Of the image, in pixels.
 
@@ -138,7 +138,11 @@ def manual_masks(config: RunConfig, share: float, box: str, height: int, width: 
     shares = np.array([*(1 / (k + 1) for k in range(1, others)), share])
     top, left = BOX_CENTRES[box]
     centres = np.array([(1 - top, 1 - left)] * (others - 1) + [(top, left)])
-    boxes = torch.from_numpy(plan.boxes(shares, centres, height, width))[None]
+    size = np.array([height, width])
+    sides = np.rint(np.sqrt(shares)[:, None] * size)
+    low = np.clip(np.rint(centres * size - sides / 2), 0, size - sides)  # wholly in the image
+    edges = np.stack([low, low + sides], axis=2).reshape(1, -1, 4)
+    boxes = torch.from_numpy(edges.astype(np.int64))
     return mixing.cutmix_masks(boxes, torch.arange(others, -1, -1), height, width)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mixshare import runs
 from mixshare.chapters import speed, statistics
 from mixshare.checks import FileProblem
-from mixshare.config import RunConfig, title
+from mixshare.config import RunConfig
+from mixshare.figures.names import title
 from mixshare.files import write_text
 from mixshare.metrics import evaluate
 from mixshare.model import MimoWideResNet, fold

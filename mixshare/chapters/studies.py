@@ -7,11 +7,13 @@ F fixed inputs.
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, runs
@@ -32,13 +34,13 @@ SCORES += ("own", "swapped", "own_minus_swapped", "moved")
 
 @dataclass(frozen=True)
 class Adjustment:
-    """One row of the study of appendix B: a change to a method, and what is expected of it."""
+    """One row of adjustments.yml, which says what the fields mean."""
 
     base: str
     change: str
     overrides: dict[str, Any]
-    statement: str  # the appendix's, or our question
-    expected: int  # -1 the change should hurt, +1 it should help, 0 the appendix says nothing
+    statement: str
+    expected: int
 
     @property
     def name(self) -> str:
@@ -50,44 +52,9 @@ class Adjustment:
         return RunConfig.of(profile, self.base, seed, self.overrides)
 
 
-_ALWAYS = "B: unmixing relies on the use of cutmix in the input block"
-_REPEAT = "B: 10 % of inputs are repetitions, against a slight train/test gap"
-_COPIES = "as at test time, and in MIMO; MixMo crops and flips each member's copy apart"
-_RATIOS = "B: more beneficial to keep the original mixing ratios"
-_REBALANCE = "B: in MixMo necessary, so that all parameters receive signal"
-_LANGUAGE = "C: MIMO models need a common language to benefit from sharing features"
-_UNMIX = "MixShare unmixes, MixMo does not; of its effect the appendix says nothing"
-_GAP = "B: cutmix alone leaves a strong train/test gap"
-_OPEN = "open in the appendix"
-_CONTROL = "ensemble or augmentation?"
-_HALF_CUT = {"mix_probability": 0.5}
-_ALL_CUT = {"mix_probability": 1.0, "mix_fade": 0.0}
-_INDEPENDENT = {"encoder_init": "independent"}
-# fmt: off
-_ADJUSTMENTS: dict[str, list[tuple[str, dict[str, Any], str, int]]] = {
-    "mixshare": [
-        ("cutmix in half of the batches", _HALF_CUT, _ALWAYS, -1),
-        ("cutmix in half, independent encoders", _HALF_CUT | _INDEPENDENT, _ALWAYS, -1),
-        ("no input repetition", {"input_repetition": 0.0}, _REPEAT, -1),
-        ("30 % input repetition", {"input_repetition": 0.3}, _REPEAT, 0),
-        ("loss weights evened out, r = 3", {"loss_root": 3.0}, _RATIOS, -1),
-        ("repetitions with one crop and flip", {"repeat_augmented": True}, _COPIES, 0),
-        ("no unmixing", {"unmix": False}, _UNMIX, 0),
-        ("unmixing: M times the masked average", {"unmix_normalize": False}, _OPEN, 0),
-        ("unmixing: nearest masks", {"unmix_resize": "nearest"}, _OPEN, 0),
-        ("independent encoders", _INDEPENDENT, _LANGUAGE, -1),
-        ("independent encoders, no unmixing", _INDEPENDENT | {"unmix": False}, _LANGUAGE, 0),
-        ("control: one network, same cutmix and pooling", {"tied": True}, _CONTROL, 0),
-    ],
-    "cut_mixmo": [
-        ("cutmix always", _ALL_CUT, _GAP, -1),
-        ("10 % input repetition", {"input_repetition": 0.1}, _REPEAT, 0),
-        ("ratios as loss weights, r = 1", {"loss_root": 1.0}, _REBALANCE, -1),
-        ("unmixing", {"unmix": True}, _UNMIX, 0),
-        ("identical encoders", {"encoder_init": "identical"}, _LANGUAGE, 0),
-    ],
-}
-# fmt: on
+_ADJUSTMENTS = yaml.safe_load(
+    Path(__file__).with_name("adjustments.yml").read_text(encoding="utf-8")
+)
 ADJUSTMENTS = tuple(Adjustment(base, *row) for base, rows in _ADJUSTMENTS.items() for row in rows)
 TWO_SINGLE = Adjustment("mixshare", "control: two single networks, equal multiply-adds", {}, "", 0)
 
@@ -99,7 +66,8 @@ def with_encoder_init(profile: str, encoder_init: str, seed: int) -> RunConfig:
 
 def unmixing_pair(profile: str, seed: int) -> list[RunConfig]:
     """Return MixShare with independent encoders, with unmixing and without."""
-    overrides = (_INDEPENDENT, _INDEPENDENT | {"unmix": False})
+    independent = {"encoder_init": "independent"}
+    overrides = (independent, independent | {"unmix": False})
     return [RunConfig.of(profile, "mixshare", seed, each) for each in overrides]
 
 

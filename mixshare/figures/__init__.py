@@ -1,6 +1,8 @@
 """Matplotlib figures from tables and tensors; nothing is computed here but where to draw."""
 
-from mixshare.figures.of_results import along, results
+from mixshare.figures.names import title
+from mixshare.figures.of_architecture import architecture
+from mixshare.figures.of_results import along, claims, results
 from mixshare.figures.of_speed import growths, time_spent
 from mixshare.figures.of_studies import (
     adjustments,
@@ -15,12 +17,15 @@ from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
 
 __all__ = [
+    "architecture",
+    "title",
     "mixing",
     "note",
     "schedule",
     "curves",
     "answers",
     "results",
+    "claims",
     "along",
     "overlaid",
     "overlaps",

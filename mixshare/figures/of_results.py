@@ -1,5 +1,6 @@
 """Figures of chapter 05: how well the methods do, and how they differ seed by seed."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,9 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixshare.config import title
-from mixshare.figures.style import BESIDE, draw_comparison, legend_above, new_figure, style_of
+from mixshare.figures.names import title
+from mixshare.figures.style import (
+    BESIDE,
+    FAINT,
+    OTHER_STYLE,
+    draw_comparison,
+    legend_above,
+    new_figure,
+    style_of,
+)
 
+# Of `claims`: evidence for a claim, against it, and neither.
+VERDICT_STYLES = {
+    "supports": {"color": "#004488", "marker": "o"},
+    "contradicts": {"color": "#BB5566", "marker": "X"},
+}
 MOST_METHODS = 40  # of `results`, which has a row for each
 # Of `along`: a figure, its scale, its label and the label of its differences.
 ALONG = (
@@ -53,8 +67,10 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
 def _draw_accuracies(panel: Axes, rows: pd.DataFrame, methods: Sequence[str]) -> None:
     for y, name in enumerate(methods):
         values = 100 * rows.loc[rows["method"] == name, "accuracy_ensemble"]
+        # Of equal values each lies a little lower, and none hides another.
+        lower = 0.12 * values.groupby(values.round(6)).cumcount()
         dots = style_of(name) | {"linestyle": "none"}
-        panel.plot(values, np.full(len(values), y), **dots, alpha=0.7)
+        panel.plot(values, y + lower, **dots, alpha=0.7)
         panel.plot([values.mean()], [y], "|", color="black", markersize=9, markeredgewidth=1.2)
 
 
@@ -125,3 +141,34 @@ def _label_values(axes: np.ndarray, field: str, values: Sequence[float]) -> None
         panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
     for panel in axes[-1]:
         panel.set_xlabel(field.replace("_", " "))
+
+
+def claims(evidence: pd.DataFrame) -> Figure:
+    """Draw the evidence that is a difference in accuracy: to the right lies what is claimed.
+
+    Differences that are larger than the others by far are cut off, with an arrow.
+
+    Args:
+        evidence: As `chapters.claims.evidence` returns it.
+    """
+    rows = evidence[evidence["unit"] == "points"].reset_index(drop=True)
+    ends = rows[["seeds_low", "seeds_high", "images_low", "images_high"]].abs()
+    most = max(2.0, 2 * float(ends.max(axis=1).median())) if len(rows) else 2.0
+    with new_figure(1, 1, "full", 0.27 * len(rows) + 0.7) as (figure, axes):
+        panel = axes[0, 0]
+        for row in rows.itertuples():
+            style = VERDICT_STYLES.get(row.verdict, OTHER_STYLE)
+            draw_comparison(panel, (row.Index, row.Index + BESIDE), row, **style)
+            if row.margin:
+                edges = [[row.Index - 0.4] * 2, [row.Index + 0.4] * 2]
+                panel.vlines([-row.margin, row.margin], *edges, color=FAINT, linewidth=1.5)
+            if abs(row.difference) > most:
+                side = np.sign(row.difference)
+                text = f"{row.difference:+.0f} →" if side > 0 else f"← {row.difference:+.0f}"
+                box = {"facecolor": "white", "linewidth": 0, "pad": 1}
+                panel.text(0.9 * side * most, row.Index, text, va="center", ha="center", bbox=box)
+        panel.axvline(0, color="black", linewidth=0.6)
+        labels = [textwrap.fill(label, 60) for label in rows["label"]]
+        panel.set(yticks=range(len(rows)), yticklabels=labels, xlim=(-most, most))
+        panel.set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlabel="points of ensemble accuracy")
+    return figure

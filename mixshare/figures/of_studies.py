@@ -8,17 +8,17 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mixshare.config import title
+from mixshare.figures.names import title
 from mixshare.figures.style import (
     BESIDE,
     ENCODER_STYLES,
     FAINT,
     MEMBER_COLORS,
     SHARED_COLOR,
-    color_bar,
     draw_comparison,
     draw_interval,
     legend_above,
@@ -26,14 +26,20 @@ from mixshare.figures.style import (
     style_of,
 )
 
+# Of `adjustments`: a figure, its scale, and its label.
+CHANGES = (
+    ("accuracy_ensemble", 100, "accuracy, points"),
+    ("nll", 1, "NLL, nats (less is better)"),
+)
+NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
 
 
 def short(name: str) -> str:
     """Return a run's name as a short title: its overrides alone where it has any."""
-    method, _, overrides = name.partition("+")
-    return overrides.replace("encoder_init=", "").replace("+", ", ") or title(method)
+    method, *settings = title(name).split(", ")
+    return ", ".join(settings).replace(" encoders", "") or method
 
 
 def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel: str) -> Figure:
@@ -101,27 +107,23 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
 
 
 def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
-    """Draw how alike the encoders' kernels are over the epochs, a line a run.
+    """Draw how alike the encoders' kernels are over the epochs, a column of panels for each start.
 
     Args:
-        histories: By encoder_init, each run's history.
+        histories: By encoder_init, each run's history; a line is a run.
     """
-    panels = {
-        "kernel_cosine": "mean cosine of kernels",
-        "kernel_norm_ratio": "mean ratio of kernels' norms",
-    }
-    with new_figure(1, 2, "full", 2.2) as (figure, axes):
-        for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
-            for number, (encoder_init, runs) in enumerate(histories.items()):
-                for k, history in enumerate(runs):
-                    # markers of two lines apart
-                    every = number * len(history) // 25, max(1, len(history) // 5)
-                    style = ENCODER_STYLES[encoder_init] | {"linewidth": 0.8, "markevery": every}
-                    name = None if k else encoder_init
-                    panel.plot(history["epoch"] + 1, history[column], **style, label=name)
-            panel.set(xlabel="epochs trained", ylabel=label)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend_above(figure, axes[0, 0], len(histories))
+    labels = {"kernel_cosine": "cosine", "kernel_norm_ratio": "ratio of norms"}
+    with new_figure(2, len(histories), "full", 2.6, sharex=True, sharey="row") as (figure, axes):
+        for column, (encoder_init, runs) in enumerate(histories.items()):
+            style = ENCODER_STYLES[encoder_init] | {"linewidth": 0.8, "marker": "none"}
+            for panel, name in zip(axes[:, column], labels, strict=True):
+                for history in runs:
+                    panel.plot(history["epoch"] + 1, history[name], **style)
+                panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            axes[0, column].set_title(encoder_init)
+            axes[1, column].set_xlabel("epochs trained")
+        for panel, label in zip(axes[:, 0], labels.values(), strict=True):
+            panel.set_ylabel(label)
     return figure
 
 
@@ -135,8 +137,10 @@ def drift(table: pd.DataFrame) -> Figure:
     with new_figure(1, 2, "full", 2.2) as (figure, axes):
         for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
             for encoder_init, rows in table.groupby("start", sort=False):
-                style = ENCODER_STYLES[encoder_init] | {"linestyle": "none"}
-                panel.plot(rows["kernel_cosine"], 100 * rows[column], **style, label=encoder_init)
+                # Hollow, so that runs at one place are all seen.
+                style = ENCODER_STYLES[encoder_init] | {"linestyle": "none", "markersize": 5}
+                style |= {"markerfacecolor": "none", "markeredgewidth": 0.8, "label": encoder_init}
+                panel.plot(rows["kernel_cosine"], 100 * rows[column], **style)
             panel.set(xlabel="mean cosine of kernels after training", ylabel=label)
         legend_above(figure, axes[0, 0], table["start"].nunique())
     return figure
@@ -151,14 +155,16 @@ def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
     stacked = {name: torch.stack(list(each)).mean(dim=2) for name, each in kernels_of.items()}
     members, channels = next(iter(stacked.values())).shape[:2]
     height = 0.09 * (4 * members + 1) * len(stacked) + 0.5
+    largest = max(float(pictures.abs().max()) for pictures in stacked.values())
     with new_figure(len(stacked), 1, "full", height) as (figure, axes):
         for panel, (encoder_init, pictures) in zip(axes[:, 0], stacked.items(), strict=True):
-            _draw_kernels(panel, _tile(pictures))
+            drawn = _draw_kernels(panel, _tile(pictures), largest)
             panel.set_title(encoder_init)
             names = [f"encoder {m + 1}" for m in range(members)]
             panel.set(xticks=[], yticks=_middles(members), yticklabels=names)
         bottom, numbers = axes[-1, 0], range(1, channels + 1)
         bottom.set(xticks=_middles(channels), xticklabels=numbers, xlabel="output channel")
+        figure.colorbar(drawn, ax=axes, label="weight", aspect=40, shrink=0.8)
     return figure
 
 
@@ -175,50 +181,54 @@ def _middles(count: int) -> list[int]:
     return [1 + 4 * k for k in range(count)]
 
 
-def _draw_kernels(panel: Axes, picture: np.ndarray) -> None:
-    largest = np.nanmax(np.abs(picture))
-    color_bar(panel.imshow(picture, vmin=-largest, vmax=largest), "weight")
+def _draw_kernels(panel: Axes, picture: np.ndarray, largest: float) -> AxesImage:
+    drawn = panel.imshow(picture, vmin=-largest, vmax=largest)
     panel.tick_params(length=0)
     panel.grid(False)
     panel.spines[:].set_visible(False)
+    return drawn
 
 
 def adjustments(table: pd.DataFrame) -> Figure:
     """Draw what each adjustment changes, in accuracy and in NLL, with both 95 % intervals.
 
-    The axes are linear around zero and logarithmic beyond, since one row can be a hundred times
-    another.
+    Two panels for each: near zero, where arrows point to what lies beyond, and the whole range.
 
     Args:
         table: As `chapters.studies.adjustments` gives it; rows of one base come together.
     """
-    bases = list(table["base"].unique())
     groups = [rows for _, rows in table.groupby("base", sort=False)]
     table = pd.concat(groups, ignore_index=True)
     table["place"] = table.groupby(["base", "change"], sort=False).ngroup()
     changes = table.drop_duplicates("place")["change"]
     count = len(changes)
-    with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
-        left, right = axes[0]
-        _draw_changes(left, table[table["figure"] == "accuracy_ensemble"], 100, (1, 10, 100))
-        left.set_xlabel("change of ensemble accuracy,\npercentage points")
-        _draw_changes(right, table[table["figure"] == "nll"], 1, (0.05, 1))
-        right.set_xlabel("change of NLL, nats\n(less is better)")
+    with new_figure(1, 4, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
+        for (near, whole), (name, scale, label) in zip(axes[0].reshape(2, 2), CHANGES, strict=True):
+            rows = table[table["figure"] == name]
+            for panel in (near, whole):
+                _draw_changes(panel, rows, scale)
+            limit = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
+            near.set_xlim(-limit, limit)
+            near.set_xlabel(f"{label}:\nnear zero")
+            whole.set_xlabel("the whole range")
+            _point_beyond(near, rows, scale, limit)
         labels = [textwrap.fill(change, LINE_LENGTH) for change in changes]
-        left.set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
-        legend_above(figure, left, len(bases))
+        axes[0, 0].set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
+        legend_above(figure, axes[0, 0], table["base"].nunique())
     return figure
 
 
-def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float, ticks: Sequence[float]) -> None:
-    labelled = set()
+def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float) -> None:
+    first = table.drop_duplicates("base")["place"].tolist()
     for row in table.itertuples():
-        label = None if row.base in labelled else title(row.base)
-        labelled.add(row.base)
-        style = style_of(row.base) | {"label": label}
+        style = style_of(row.base) | {"label": title(row.base) if row.place in first else None}
         draw_comparison(panel, (row.place, row.place + BESIDE), row, scale, **style)
     panel.axvline(0, color="black", linewidth=0.6)
-    panel.axvspan(-ticks[0], ticks[0], color=FAINT, alpha=0.25, linewidth=0)
-    panel.set_xscale("symlog", linthresh=ticks[0], linscale=1.5)
-    values = [*(-tick for tick in reversed(ticks)), 0, *ticks]
-    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+
+
+def _point_beyond(panel: Axes, table: pd.DataFrame, scale: float, limit: float) -> None:
+    for row in table[(scale * table["difference"]).abs() > limit].itertuples():
+        side = np.sign(row.difference)
+        style = {"color": style_of(row.base)["color"], "marker": ">" if side > 0 else "<"}
+        panel.plot([0.97 * side * limit], [row.place], **style, markersize=4)

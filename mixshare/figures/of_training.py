@@ -3,18 +3,16 @@
 Dimensions: M members, R rows of a batch, C channels, K classes.
 """
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
-from mixshare.figures.style import FAINT, WIDTHS, color_bar, legend_above, new_figure, style_of
+from mixshare.figures.style import FAINT, TRUE_COLOR, WIDTHS, legend_above, new_figure, style_of
 
 
 def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept: Tensor) -> Figure:
@@ -73,29 +71,45 @@ def schedule(rates: Sequence[float], steps: int) -> Figure:
 
 
 def curves(history: pd.DataFrame, method: str) -> Figure:
-    """Draw training loss and test accuracy, of the ensemble and of its members, over the epochs."""
+    """Draw training loss and test error over the epochs, the error on a logarithmic axis.
+
+    Of several members the ensemble's error and their mean; an error of 0 lies on the lower edge.
+    """
     epochs, color = history["epoch"] + 1, style_of(method)["color"]
-    evaluated = history["test_accuracy_ensemble"].notna()  # not after every epoch of a long run
-    accuracies = (("ensemble", "ensemble", "-"), ("individual", "individual, mean", ":"))
+    tested = history["test_accuracy_ensemble"].notna()  # not after every epoch of a long run
+    errors = {
+        "ensemble": 100 * (1 - history["test_accuracy_ensemble"][tested]),
+        "members, mean": 100 * (1 - history["test_accuracy_individual"][tested]),
+    }
+    alone = errors["ensemble"].equals(errors["members, mean"])
     with new_figure(1, 2, "full", 2.0) as (figure, axes):
         left, right = axes[0]
         left.plot(epochs, history["loss"], color=color)
         left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
-        for name, label, dashes in accuracies:
-            percent = 100 * history[f"test_accuracy_{name}"]
-            right.plot(
-                epochs[evaluated], percent[evaluated], color=color, linestyle=dashes, label=label
-            )
-        right.set(xlabel="epochs trained", ylabel="test accuracy, %")
-        right.set_ylim(top=min(100.5, right.get_ylim()[1]))
+        least = min(values[values > 0].min() for values in errors.values())
+        for (label, values), dashes in zip(errors.items(), ("-", ":"), strict=True):
+            if label == "ensemble" or not alone:
+                drawn = values.clip(lower=least / 2)
+                right.plot(epochs[tested], drawn, color=color, linestyle=dashes, label=label)
+        right.set(xlabel="epochs trained", ylabel="test error, % (0: lower edge)", yscale="log")
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("")
+        right.set_ylim(bottom=least / 2)
         for panel in (left, right):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend_above(figure, right, 2)
+        if not alone:
+            legend_above(figure, right, 2)
     return figure
 
 
+MOST_LIKELY = 5  # classes shown of many
+
+
 def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
-    """Draw test images, and the probability that each member and the ensemble give to each class.
+    """Draw test images, and below each the likeliest classes with their probabilities.
+
+    Bars are the ensemble's, in blue where the class is the true one; marks are the members'.
 
     Args:
         images: (R, H, W, C) uint8.
@@ -104,28 +118,38 @@ def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequen
         names: Of the K classes.
     """
     rows, classes = probabilities.shape[1:]
-    lines = len(probabilities)
-    titles = [
-        textwrap.fill(names[int(label)].replace("_", " "), 10, break_long_words=False)
-        for label in labels
-    ]
-    height = 1.25 + 0.16 * lines + 0.1 * max(title.count("\n") for title in titles)
-    with new_figure(2, rows, "full", height, height_ratios=(0.8, 0.16 * lines)) as (figure, axes):
-        for row, (above, below) in enumerate(axes.T):
+    count = min(MOST_LIKELY, classes)
+    columns = 4
+    lines = -(-rows // columns)
+    height = lines * (1.0 + 0.15 * count)
+    ratios = (0.7, 0.15 * count) * lines
+    with new_figure(2 * lines, columns, "full", height, height_ratios=ratios) as (figure, axes):
+        for row in range(rows):
+            above, below = axes[2 * (row // columns) : 2 * (row // columns) + 2, row % columns]
             above.imshow(images[row].squeeze().numpy(), cmap="gray")
-            above.set_title(titles[row], loc="center")
+            above.set_title(_spaced(names[int(labels[row])]), loc="center")
             above.set_axis_off()
-            drawn = _draw_probabilities(below, probabilities[:, row])
-        members = [f"member {m}" for m in range(1, lines)]
-        axes[1, 0].set(yticks=range(lines), yticklabels=[*members, "ensemble"])
-        figure.supxlabel(f"{classes} classes, from {names[0]} to {names[-1]}".replace("_", " "))
-        color_bar(drawn, "probability", ticks=(0, 1))
+            _draw_likeliest(below, probabilities[:, row], int(labels[row]), names, count)
+        for panel in axes[-1, : rows - columns * (lines - 1)]:
+            panel.set(xticks=(0, 1), xlabel="probability")
     return figure
 
 
-def _draw_probabilities(axes: Axes, probabilities: Tensor) -> AxesImage:
-    drawn = axes.imshow(probabilities.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(True)
+def _draw_likeliest(
+    axes: Axes, probabilities: Tensor, label: int, names: Sequence[str], count: int
+) -> None:
+    """Draw the ensemble's likeliest classes, and the true one in the last place if need be."""
+    *members, ensemble = probabilities.numpy()
+    shown = ensemble.argsort()[::-1][:count].tolist()
+    shown = shown if label in shown else [*shown[:-1], label]
+    colors = [TRUE_COLOR if each == label else FAINT for each in shown]
+    axes.barh(range(count), ensemble[shown], color=colors, height=0.8)
+    for values in members if len(members) > 1 else ():
+        axes.plot(values[shown], range(count), "|", color="black", markersize=6, markeredgewidth=1)
+    axes.set(xlim=(0, 1), xticks=(), ylim=(count - 0.5, -0.5), ylabel="class")
+    axes.set_yticks(range(count), [_spaced(names[each]) for each in shown])
     axes.grid(False)
-    return drawn
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

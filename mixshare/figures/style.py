@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from mixshare.checks import InvalidValue
 from mixshare.files import write
@@ -42,6 +41,7 @@ ENCODER_STYLES = {
 MEMBER_COLORS = ("#004488", "#DDAA33")
 SHARED_COLOR = "#6F775E"
 BESIDE = 0.25  # of a row: between the two intervals of a comparison
+TRUE_COLOR = "#004488"  # of the true class
 FAINT = "#BBBBBB"  # frames, and the range of chance
 
 # By file ending: no time and no version, so that equal figures are equal files.
@@ -99,14 +99,6 @@ def legend_above(figure: Figure, panel: Axes, columns: int, last: str = "") -> N
     entries = zip(*panel.get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] == last), strict=True)
     figure.legend(handles, labels, loc="outside upper right", ncols=columns)
-
-
-def color_bar(image: AxesImage, label: str, ticks: Sequence[float] | None = None) -> None:
-    """Draw the scale of an image's colours at its right, with a label of what they mean."""
-    inch = image.figure.dpi / image.axes.bbox.width  # of the panel's width
-    panel = image.axes.inset_axes((1 + 0.08 * inch, 0, 0.06 * inch, 1))
-    bar = image.figure.colorbar(image, cax=panel, label=label, ticks=ticks)
-    bar.outline.set_linewidth(0)
 
 
 def draw_interval(

@@ -20,8 +20,9 @@ from mixshare import figures
 from mixshare.chapters import results
 from mixshare.chapters.speed import GROWTH, KINDS, REST
 from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
-from mixshare.config import METHODS, title
+from mixshare.config import METHODS, RunConfig
 from mixshare.figures import style
+from mixshare.figures.names import title
 from mixshare.files import project_root
 
 PUBLIC = {name: getattr(figures, name) for name in figures.__all__}
@@ -61,6 +62,9 @@ INTERVALS = {
     **{"seeds_low": -0.02, "seeds_high": 0.015},
     **{"images_low": -0.005, "images_high": 0.008},
 }
+
+
+POINTS = {name: 100 * value for name, value in INTERVALS.items()} | {"margin": 0.0}
 
 
 def pairs_of(names, figure="accuracy_ensemble"):
@@ -162,6 +166,17 @@ SHARES = pd.DataFrame(
 )
 POWERS = {"width": 1.5, "members": 0.13, "batch_size": 0.82, "side": 1.98}
 
+EVIDENCE = pd.DataFrame(
+    [
+        {"label": f"{title(name)} minus {title(other)}", "unit": "points", **POINTS, **row}
+        for name, other, row in (
+            ("mixshare", "single", {"verdict": "supports", "margin": 0.0}),
+            ("mixshare", "mixshare+unmix_normalize=false", {"verdict": "x", "difference": 40.0}),
+            ("mixshare", "mixshare+tied=true", {"verdict": "contradicts", "margin": 1.0}),
+        )
+    ]
+)
+
 # Each function's arguments, small and at their extremes: the most methods, the longest names, the
 # fewest rows.
 EXAMPLES = {
@@ -197,6 +212,13 @@ EXAMPLES = {
     "drift": [(drift(list(ALIGNMENTS)),), (drift(["identical"], seeds=1),)],
     "adjustments": [(adjusted(),), (adjusted(ADJUSTMENTS[:1]),)],
     "time_spent": [(SHARES,), (SHARES.iloc[:1, :3],)],
+    "architecture": [
+        *((RunConfig.preset("paper", name),) for name in ALL),
+        (RunConfig.preset("digits", "mixshare", members=3),),
+        (RunConfig.preset("paper", "cut_mixmo", members=16, width=10),),
+        (RunConfig.preset("digits", "mixshare", tied=True),),
+    ],
+    "claims": [(EVIDENCE,), (EVIDENCE[:1],), (EVIDENCE[:0],)],
     "growths": [(GROWN, POWERS)],
 }
 
@@ -439,9 +461,10 @@ def test_without_pairs_the_accuracies_fill_the_figure():
 
 def test_adjustments_of_one_base_are_drawn_together():
     mixed = adjusted().sample(frac=1, random_state=0)
-    (left, right) = figures.adjustments(mixed).axes
+    _, left, _, right = figures.adjustments(mixed).axes  # the whole range of each figure
     colours = [line.get_color() for line in marked_lines(left)]
-    changes = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    near = figures.adjustments(mixed).axes[0]
+    changes = [label.get_text().replace("\n", " ") for label in near.get_yticklabels()]
     assert sorted(changes) == sorted(mixed["change"].unique()) and len(colours) == len(changes)
     assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) == 1
     assert len(marked_lines(right)) == len(changes) == len(mixed) / 2
@@ -451,8 +474,8 @@ def test_a_row_of_the_adjustments_has_one_place_in_both_panels():
     mixed = adjusted().sample(frac=1, random_state=0)
     numbers = {change: number for number, change in enumerate(mixed["change"].unique())}
     mixed["difference"] = mixed["change"].map(numbers)
-    (left, right) = figures.adjustments(mixed).axes
-    labels = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    near, left, _, right = figures.adjustments(mixed).axes
+    labels = [label.get_text().replace("\n", " ") for label in near.get_yticklabels()]
     for panel, scale in ((left, 100), (right, 1)):
         for line in marked_lines(panel):
             y, middle = line.get_ydata()[1], line.get_xdata()[1]
@@ -591,3 +614,77 @@ def test_a_grid_of_one_method_is_drawn_along_its_field_without_differences(finis
         results.along(nothing, runs_, "epochs", "other"),
     )
     assert len(figures.along(*along_field, "epochs").axes) == 2
+
+
+def words_of(config) -> str:
+    figure = figures.architecture(config)
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+
+
+class TestArchitecture:
+    def test_its_labels_follow_the_configuration(self):
+        mixshare = words_of(RunConfig.preset("digits", "mixshare"))
+        for words in ("CutMix in all", "average over region 2", "identical", "64 maps", "$x_{2}$"):
+            assert words in mixshare
+        cut = words_of(RunConfig.preset("paper", "cut_mixmo"))
+        assert "CutMix in 50 %" in cut and "independent" in cut and "128 maps" in cut
+        assert "region" not in cut and "region" not in words_of(RunConfig.preset("paper", "mimo"))
+
+    def test_a_network_with_one_member_mixes_nothing_and_folds_into_itself(self):
+        single = words_of(RunConfig.preset("digits", "single"))
+        assert not re.search(r"[Mm]ix|region|independent|Sigma|mean|_\{", single)
+
+    def test_a_tied_network_has_one_encoder_and_one_classifier(self):
+        tied = words_of(RunConfig.preset("digits", "mixshare", tied=True))
+        assert "$c_" not in tied and "$d_" not in tied and "$x_{2}$" in tied
+
+    def test_of_many_members_the_first_and_the_last_are_drawn(self):
+        many = words_of(RunConfig.preset("digits", "mixshare", members=5))
+        assert "$c_{5}$" in many and "⋮" in many and "$c_{3}$" not in many
+
+
+def test_runs_of_equal_accuracy_do_not_hide_one_another():
+    rows = runs_of(["mimo"]).assign(accuracy_ensemble=0.99)
+    panel = figures.results(rows, pairs_of([]), "mixshare").axes[0]
+    (dots,) = [
+        line for line in panel.lines if line.get_marker() == style.style_of("mimo")["marker"]
+    ]
+    assert len(set(dots.get_ydata())) == 3
+
+
+def test_an_error_of_zero_lies_on_the_lower_edge():
+    table = history(4).assign(test_accuracy_ensemble=[0.5, 0.9, 1.0, 1.0])
+    panel = figures.curves(table.assign(test_accuracy_individual=0.5), "mixshare").axes[1]
+    assert panel.get_yscale() == "log"
+    line = next(line for line in panel.lines if line.get_label() == "ensemble")
+    assert line.get_ydata()[:2] == pytest.approx([50, 10])
+    assert (line.get_ydata()[2:] == panel.get_ylim()[0]).all()
+
+
+def test_one_member_has_one_line_and_no_legend():
+    table = history(4)
+    table["test_accuracy_individual"] = table["test_accuracy_ensemble"]
+    figure = figures.curves(table, "single")
+    assert len(figure.axes[1].lines) == 1 and not figure.findobj(Legend)
+
+
+def test_of_a_hundred_classes_the_five_likeliest_are_named_and_the_true_one_is_among_them():
+    names = [f"class_{k}" for k in range(100)]
+    images, *_ = answers(2, CIFAR)
+    probabilities = torch.full((3, 8, 100), 0.001)
+    probabilities[:, :, 10:15] = 0.1 + 0.01 * torch.arange(5)
+    figure = figures.answers(images, probabilities, torch.tensor([12] * 4 + [50] * 4), names)
+    panels = [axes for axes in figure.axes if axes.axison]
+    shown = [[label.get_text() for label in axes.get_yticklabels()] for axes in panels]
+    spaced = [name.replace("_", " ") for name in names]
+    assert shown[0] == [spaced[k] for k in (14, 13, 12, 11, 10)]
+    assert shown[4] == [spaced[k] for k in (14, 13, 12, 11, 50)]
+
+
+def test_changes_beyond_the_panel_near_zero_are_pointed_to():
+    table = adjusted().assign(difference=0.001, **dict.fromkeys(list(INTERVALS)[1:], 0.001))
+    table.loc[table.index[0], "difference"] = -0.5
+    near = figures.adjustments(table).axes[0]
+    arrows = [line for line in near.lines if line.get_marker() in "<>"]
+    assert [line.get_marker() for line in arrows] == ["<"]
+    assert near.get_xlim()[0] < arrows[0].get_xdata()[0] < 0

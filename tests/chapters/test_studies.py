@@ -268,14 +268,14 @@ def test_an_untrained_network_has_a_train_test_gap_unless_its_encoders_are_ident
 
 
 def test_the_gap_cuts_as_training_does(finished, few, monkeypatch):
-    masks, cutmix_masks = [], mixing.cutmix_masks
+    masks, cutmix_masks, run = [], mixing.cutmix_masks, finished("mixshare", 1)
 
     def recorded(*arguments):
         masks.append(cutmix_masks(*arguments))
         return masks[-1]
 
     monkeypatch.setattr(mixing, "cutmix_masks", recorded)
-    studies.gap(finished("mixshare", 1), few)
+    studies.gap(run, few)
     ratios = mixing.mask_ratios(masks[0])[1]
     assert len(ratios) == len(few.test_labels)
     assert 0.1 < ratios.mean() < 0.6 and ratios.std() > 0.05
@@ -350,10 +350,21 @@ class TestPublishedStudies:
         undecided = table["verdict"].isin([statistics.UNDECIDED, statistics.TOO_FEW])
         assert (undecided == ~allowed).all()
 
-    def test_a_run_that_only_the_studies_need_is_published_without_its_weights(self):
-        folder = published_folder() / "digits" / "mixshare+encoder_init=colinear" / "seed-1"
-        names = {path.name for path in folder.iterdir()}
-        assert names == {*runs.RUN_FILES} - {"weights.safetensors", runs.SCORES}
+    def test_a_run_is_published_with_its_weights_where_a_chapter_looks_into_its_network(self):
+        files = {*runs.RUN_FILES} - {runs.SCORES}
+        for name, wanted in (
+            ("mixshare+encoder_init=colinear", files),
+            ("mixshare+tied=true", files - {"weights.safetensors"}),
+        ):
+            folder = published_folder() / "digits" / name / "seed-1"
+            assert {path.name for path in folder.iterdir()} == wanted
+        for config in (*studies.aligned_runs("digits", [1, 2, 3]), row_of("cutmix always")):
+            run = runs.Run(config, runs.run_folder(config, published_folder()))
+            assert run.model.encoders[0].weight.isfinite().all()
+
+
+def row_of(change: str) -> mixshare.RunConfig:
+    return next(row for row in studies.ADJUSTMENTS if row.change == change).config("digits", 2)
 
 
 @cache

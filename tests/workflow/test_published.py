@@ -205,7 +205,8 @@ def test_a_published_chapter_shows_no_older_published_runs():
     assert len(paths) > 2
     for path in paths:
         ((read, equal),) = re.findall(line, path.read_text())
-        assert read == equal, path
+        of_a_grid = "-" in path.stem  # executed from what is published
+        assert equal == ("0" if of_a_grid else read), path
 
 
 class TestReadmeTables:
@@ -214,14 +215,15 @@ class TestReadmeTables:
     def test_they_are_the_published_ones(self):
         begin, end = publish.MARKS
         for name in self.marked:
-            profile, _, grid = name.partition("/")
             shown = README.split(begin.format(name) + "\n")[1].split(end)[0]
-            assert shown == results.results_table(PUBLISHED / profile, grid)
+            assert shown == publish.readme_table(name)
             assert shown.count("\n") >= 4
 
     def test_every_published_profile_has_one_once_its_runs_are_compared(self):
         profiles = {name.partition("/")[0] for name in self.marked}
-        assert profiles == {folder.parent.name for folder in PUBLISHED.glob("*/studies")}
+        assert profiles == {"claims"} | {
+            folder.parent.name for folder in PUBLISHED.glob("*/studies")
+        }
 
 
 # What the README says

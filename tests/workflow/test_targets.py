@@ -20,11 +20,11 @@ SMOKE = "workflow/grids/smoke.yml"
 RUN_PY = project_root() / "workflow" / "run.py"
 
 
-def test_the_default_batch_is_four_methods_and_a_control_three_seeds_the_features_and_the_table():
+def test_the_default_batch_is_four_methods_and_a_control_three_seeds_and_the_chapters_on_them():
     batch = targets.results("digits")
     trained = [target.config for target in batch if target.config]
     chapters = [target.chapter for target in batch]
-    assert chapters == ["01_training"] * 15 + ["03_subnetwork_features", "05_results"]
+    assert chapters == ["01_training"] * 15 + ["03_subnetwork_features", "05_results", "00_claims"]
     methods = ("single", "mimo", "cut_mixmo", "mixshare", "single+batch_repetition=2")
     wanted = {(name, seed) for name in methods for seed in (1, 2, 3)}
     assert {(config.name, config.seed) for config in trained} == wanted
@@ -38,7 +38,8 @@ def test_a_batch_without_single_networks_has_no_control_of_them():
 
 
 def test_the_control_is_read_by_the_table_and_not_by_the_features():
-    *_, features, table = targets.results("digits")
+    *_, features, table, claims = targets.results("digits")
+    assert not claims.studied
     control = runs.run_folder(RunConfig.preset("digits", "single", 3, batch_repetition=2))
     assert control / "metrics.json" in table.reads
     assert {config.method for config in features.studied} == {"mimo", "cut_mixmo", "mixshare"}
@@ -62,11 +63,16 @@ class TestStudies:
     def test_every_run_that_a_chapter_reads_is_made(self, batch):
         made = {target.output.parent for target in batch if target.config}
         read = {path.parent for target in batch for path in target.reads}
-        assert read == made
+        assert read == made | {targets.outputs_folder() / "digits" / "studies"}
+
+    def test_the_claims_are_judged_last_from_the_tables_of_the_other_chapters(self, batch):
+        *others, claims = batch
+        assert claims.chapter == "00_claims" and len(claims.reads) == 7
+        assert set(claims.reads) <= {path for target in others for path in target.writes}
 
     def test_it_holds_the_default_batch_so_that_nothing_of_it_is_made_again(self, batch):
-        assert batch[:17] == targets.results("digits")
-        chapters = {path.stem for path in (project_root() / "notebooks").glob("0[1-5]*.ipynb")}
+        assert [*batch[:17], batch[-1]] == targets.results("digits")
+        chapters = {path.stem for path in (project_root() / "notebooks").glob("0[0-5]*.ipynb")}
         assert {target.chapter for target in batch} == chapters | {None}
 
     def test_a_run_without_a_chapter_of_its_own_is_its_metrics(self, batch):
@@ -83,7 +89,7 @@ def test_a_chapter_shows_a_run_of_the_batch_by_default_mixshares_with_seed_1():
         (["mimo", "mixshare"], [3, 1], {}, {}),
         (["mimo", "cut_mixmo"], [2, 5], {"seed": 2}, {"seed": 2, "method": "cut_mixmo"}),
     ):
-        studies = targets.results("smoke", methods, seeds)[-2:]
+        studies = targets.results("smoke", methods, seeds)[-3:-1]
         for target, wanted in zip(studies, shown, strict=True):
             execute.check_against(chapter_path(target.chapter), target.parameters)
             names = {"seed", "method"} & set(target.parameters)
@@ -243,6 +249,15 @@ class TestPreparing:
         target.output.write_text(json.dumps(notebook))
         targets.prepare([target])
         assert not target.output.exists() and target.is_trained()
+
+    def test_what_reads_a_stale_chapters_tables_is_made_again_with_it(self, outputs, monkeypatch):
+        *_, features, table, claims = targets.results("smoke")
+        monkeypatch.setattr(targets.Target, "is_done", lambda self: self != features)
+        for target in (features, table, claims):
+            target.output.parent.mkdir(parents=True, exist_ok=True)
+            target.output.touch()
+        targets.prepare([features, table, claims])
+        assert [each.output.exists() for each in (features, table, claims)] == [False, True, False]
 
     def test_fresh_deletes_what_a_chapter_made_and_no_other_chapter(self, outputs):
         (speed,) = targets.speed("smoke")

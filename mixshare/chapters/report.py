@@ -1,0 +1,222 @@
+"""What chapters say of their tables: sentences and boxes, computed, so always true of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mixshare.chapters import claims, statistics
+from mixshare.figures.names import title
+
+# Of the figures of `results.paired`: the name, its unit, what it is multiplied by, digits.
+FIGURES = {
+    "accuracy_ensemble": ("ensemble accuracy", "points", 100, 2),
+    "nll": ("NLL", "nats", 1, 3),
+}
+RELATIONS = {
+    "higher": "significantly higher than that of",
+    "lower": "significantly lower than that of",
+}
+NOT_DIFFERENT = "not significantly different from that of"
+COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
+SCORED = ("method", "seed", "block", "score")
+PERCENT = ("accuracy", "agreement", "own", "swapped", "moved")  # how such columns begin
+
+
+class Text(str):
+    """Text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    __repr__ = str.__str__
+
+
+def see(*sentences: str) -> Text:
+    """Return the sentences under a number, those that are not empty."""
+    return Text(f"**What we see.** {' '.join(filter(None, sentences))}")
+
+
+def where(applies: bool, text: str) -> Text | None:
+    """Return text that is shown only where it applies; a cell that ends with None shows nothing."""
+    return Text(text) if applies else None
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return "a", "a and b", or "a, b and c"."""
+    *most, last = words
+    return " and ".join(filter(None, (", ".join(most), last)))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a number with its sign; one that rounds to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def span(row: Any, kind: str, scale: float = 1, digits: int = 2) -> str:
+    """Return an interval of a row of `statistics.COLUMNS`, over "seeds" or "images"."""
+    ends = (signed(scale * row[f"{kind}_{end}"], digits) for end in ("low", "high"))
+    return " to ".join(ends) if pd.notna(row[f"{kind}_low"]) else "none"
+
+
+def interval(row: Any, unit: str = "points", scale: float = 100, digits: int = 2) -> str:
+    """Return a difference with both intervals, of a row of `statistics.COLUMNS`."""
+    spans = {kind: span(row, kind, scale, digits) for kind in ("seeds", "images")}
+    known = ", ".join(f"{kind} {text}" for kind, text in spans.items() if text != "none")
+    value = f"{signed(scale * row['difference'], digits)} {unit}".strip()
+    return f"{value} (95 %: {known})" if known else f"{value} (one seed, no interval)"
+
+
+def direction(values: Sequence[float], rises: str, falls: str, neither: str) -> str:
+    """Choose words for a change by the sign of its 95 % t interval over seeds."""
+    _, low, high = statistics.interval(values)
+    return rises if low > 0 else falls if high < 0 else neither
+
+
+def each(table: pd.DataFrame, template: str, name: Callable[[str], str] = title) -> list[str]:
+    """Return a template filled with each row's values; methods have their names for people."""
+    names = [key for key in ("base", "method", "other") if key in table]
+    named = table.assign(**{key: table[key].map(name) for key in names})
+    return [template.format(**row) for row in named.to_dict("records")]
+
+
+def grouped(
+    table: pd.DataFrame,
+    template: str,
+    words: dict[str, str],
+    otherwise: str,
+    name: Callable[[str], str] = title,
+) -> str:
+    """Say which rows have which verdict: "falls in a and b; has no clear change in c".
+
+    Args:
+        table: With a column `verdict`.
+        template: Of a row.
+        words: By verdict, what comes before its rows.
+        otherwise: The words for all other verdicts.
+        name: Returns a run's name for people.
+    """
+    clauses = table["verdict"].map(words).fillna(otherwise)
+    groups = table.groupby(clauses, sort=False)
+    return "; ".join(f"{clause} {listed(each(rows, template, name))}" for clause, rows in groups)
+
+
+def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = title) -> str:
+    """Say which differences of a figure are significant.
+
+    Args:
+        table: As `results.paired` returns it.
+        figure: A key of FIGURES.
+        name: Returns a run's name for people.
+    """
+    rows = table[table["figure"] == figure]
+    if rows.empty:
+        return "There is nothing to compare: no two methods share a seed."
+    what, unit, scale, digits = FIGURES[figure]
+    values = [signed(scale * value, digits) for value in rows["difference"]]
+    said = grouped(rows.assign(value=values), "{other} ({value})", RELATIONS, NOT_DIFFERENT, name)
+    few = (rows["verdict"] == statistics.TOO_FEW).sum()
+    less = f"In {few} of {len(rows)} comparisons fewer than {statistics.LEAST_DIFFERING} test "
+    notes = ["One seed gives no interval, so no difference counts as significant."]
+    notes = notes if rows["seeds"].str.endswith(" 1").all() else [f"{less}images differ."][:few]
+    base = name(rows["method"].iloc[0])
+    holm = f"Holm's correction is over {len(rows)} comparisons." if len(rows) > 1 else ""
+    return " ".join(filter(None, [f"The {what} of {base}, in {unit}, is {said}.", holm, *notes]))
+
+
+def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
+    """Return a table for people: names and units in full, and what names a row as its index.
+
+    Args:
+        table: Of comparisons (`statistics.COLUMNS`), or of other scores.
+        name: Returns a run's name for people.
+    """
+    if "seeds_low" in table:
+        rows = [_comparison(row, name) for row in table.to_dict("records")]
+        return pd.DataFrame(rows).set_index([key for key in COMPARED if key in table])
+    shown = table.assign(method=table["method"].map(name))
+    for column in [c for c in shown if c.startswith(PERCENT) and shown[c].dtype == float]:
+        shown[column] = 100 * shown[column]
+        shown = shown.rename(columns={column: f"{column}, %"})
+    shown.columns = shown.columns.str.replace("_", " ")
+    return shown.set_index([key for key in SCORED if key in shown]).round(2)
+
+
+def _comparison(row: dict[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
+    """Return a row of `readable` for a comparison, in the units of its figure."""
+    what, unit, scale, digits = FIGURES[row["figure"]]
+    names = {key: name(row[key]) for key in ("base", "method", "other") if key in row}
+    return {
+        "figure": f"{what}, {unit}",
+        **({"change": row["change"]} if "change" in row else {}),
+        **names,
+        "difference": signed(scale * row["difference"], digits),
+        "95 % over seeds": span(row, "seeds", scale, digits),
+        "95 % over images": span(row, "images", scale, digits),
+        "p (Holm)": f"{row['holm']:.3f}",
+        "images that differ": row["differing"],
+        "sign of the mean in": f"{row['seeds']} seeds",
+        "verdict": row["verdict"],
+    }
+
+
+# Claims
+
+
+def evidence(pieces: pd.DataFrame) -> Iterator[str]:
+    """Yield what each piece of evidence is, from `claims.evidence`."""
+    words = {"supports": "supports it", "contradicts": "contradicts it"}
+    for piece in pieces.to_dict("records"):
+        counted = pd.isna(piece["seeds_low"]) and pd.notna(piece["p"])
+        text = f"{piece['seeds']} runs {piece['unit']}"
+        text = text if counted else interval(piece, piece["unit"], 1)
+        yield f"{piece['label']}: {text}: {words.get(piece['verdict'], piece['verdict'])}"
+
+
+def judged(folder: Path) -> pd.DataFrame:
+    """Return a row for each claim: its own texts, the evidence that a folder has, the verdict.
+
+    Args:
+        folder: Of the tables that chapters wrote, as `claims.studies_folder` returns it.
+    """
+    found = claims.evidence(claims.read_tables(folder))
+    rows = []
+    for claim, verdict in claims.verdicts(found):
+        texts = evidence(found[found["claim"] == claim.claim])
+        pieces = claim.holds or "; ".join(texts) or "none in these results"
+        rows.append({**vars(claim), "evidence": pieces, "verdict": verdict})
+    return pd.DataFrame(rows).drop(columns=["holds", "family"])
+
+
+def box(folder: Path, chapter: str = "") -> Text:
+    """Return the end of a chapter: each of its claims, the evidence, the verdict, what is open.
+
+    Args:
+        folder: As in `judged`.
+        chapter: Its name; by default all claims.
+    """
+    claimed = judged(folder)
+    boxes = [
+        f"> **Claim** ({row.place}). {row.claim}\n>\n> **Evidence**\n>\n"
+        + "".join(f"> - {piece}\n" for piece in row.evidence.split("; "))
+        + f">\n> **Verdict: {row.verdict}.** What would falsify it: {row.falsified}\n>\n"
+        + f"> **Still open.** {row.open}"
+        for row in claimed[claimed["chapter"].str.startswith(chapter)].itertuples()
+    ]
+    return Text("\n\n---\n\n".join(boxes))
+
+
+def overview(folders: dict[str, Path]) -> Text:
+    """Return the claims as a table in Markdown, with a column of verdicts for each profile.
+
+    Args:
+        folders: By profile, as in `judged`.
+    """
+    tables = {name: judged(folder) for name, folder in folders.items()}
+    columns = ["claim", "place", *tables, "chapter"]
+    rows = next(iter(tables.values())).assign(**{n: t["verdict"] for n, t in tables.items()})
+    rows["chapter"] = rows["chapter"].str[:2]
+    lines = [columns, ["---"] * len(columns), *rows[columns].to_numpy().tolist()]
+    return Text("".join(f"| {' | '.join(line)} |\n" for line in lines))

@@ -1,0 +1,39 @@
+"""What people call methods and runs: "MixShare, no unmixing" for "mixshare+unmix=false"."""
+
+import re
+
+METHODS = {
+    "single": "Single network",
+    "mimo": "MIMO",
+    "linear_mixmo": "Linear-MixMo",
+    "cut_mixmo": "Cut-MixMo",
+    "mixshare": "MixShare",
+}
+SETTINGS = {
+    "encoder_init=identical": "identical encoders",
+    "encoder_init=colinear": "co-linear encoders",
+    "encoder_init=half": "half identical",
+    "encoder_init=flipped": "flipped encoders",
+    "encoder_init=independent": "independent encoders",
+    "mix_fade=0": "no fade",
+    "mix_probability=1": "cutmix always",
+    "mix_probability=0.5": "cutmix in half of the batches",
+    "input_repetition=0": "no input repetition",
+    "loss_root=1": "loss weights with r = 1",
+    "loss_root=3": "loss weights with r = 3",
+    "unmix=false": "no unmixing",
+    "unmix=true": "unmixing",
+    "unmix_normalize=false": "unmixing by M times the masked average",
+    "unmix_resize=nearest": "unmixing by nearest masks",
+    "tied=true": "one network, same cutmix and pooling",
+    "pixel_cutmix=true": "CutMix of pixels",
+    "batch_repetition=2": "batch repetition 2",
+    "precision=bfloat16": "bfloat16",
+}
+
+
+def title(name: str) -> str:
+    """Return a run's name for people."""
+    method, *settings = name.split("+")
+    words = [SETTINGS.get(each, re.sub("[_=]", " ", each)) for each in settings]
+    return ", ".join([METHODS.get(method, method), *words])

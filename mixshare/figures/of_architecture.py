@@ -1,0 +1,120 @@
+"""The diagram of chapter 01: the network while it is trained, and at test time.
+
+Positions are hundredths of the figure's width, and rows of boxes.
+"""
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mixshare.config import RunConfig
+from mixshare.figures.style import MEMBER_COLORS, new_figure
+
+MOST_DRAWN = 3  # members; of more the first two and the last
+COLUMNS = {
+    **{"input": 4, "encoder": 16, "mix": 31},
+    **{"core": (44, 52.5, 61), "unmix": 77, "classifier": 95},
+}
+WIDTHS = {"input": 7, "encoder": 10, "mix": 13, "core": 7.5, "unmix": 15, "classifier": 9}
+SHARED_FACE, MEMBER_FACES = "#EEEEEE", [f"{color}33" for color in MEMBER_COLORS]
+MIXES = {"sum": "mean of the\nencodings", "linear": "linear mix,\nratio drawn"}
+
+
+def architecture(config: RunConfig) -> Figure:
+    """Draw the network of a run: each member's path in training, and the folded one at test time.
+
+    Args:
+        config: The run, whose fields the labels follow.
+    """
+    members = list(range(1, config.members + 1))
+    if len(members) > MOST_DRAWN:
+        members = [1, 2, config.members]
+    height = 0.55 * len(members) + 1.75
+    with new_figure(1, 1, "full", height) as (figure, axes):
+        panel = axes[0, 0]
+        panel.set(xlim=(0, 100), ylim=(len(members) + 1.2, -0.9))
+        panel.set_axis_off()
+        panel.text(0, -0.75, "Training", weight="bold", va="center")
+        _draw_training(panel, config, members)
+        panel.text(0, len(members) + 0.05, "Test", weight="bold", va="center")
+        _draw_test(panel, config, len(members) + 0.7)
+    return figure
+
+
+def _draw_training(panel: Axes, config: RunConfig, members: list[int]) -> None:
+    middle, several = (len(members) - 1) / 2, config.members > 1
+    for row, member in enumerate(members):
+        face = MEMBER_FACES[row % 2] if several else SHARED_FACE
+        shared = config.tied or not several
+        index = "" if not several else f"_{{{member}}}"
+        names = {"input": f"image $x{index}$"}
+        names["encoder"] = f"encoder\n$c{'' if shared else index}$"
+        names["classifier"] = f"classifier\n$d{'' if shared else index}$"
+        for column, text in names.items():
+            _box(panel, column, row, text, face)
+        _arrow(panel, ("input", row), ("encoder", row))
+        _arrow(panel, ("encoder", row), ("mix" if several else "core", middle))
+        _arrow(panel, ("unmix", row if config.unmix else middle), ("classifier", row))
+        if config.unmix:
+            _box(panel, "unmix", row, f"average over\nregion {member}", face)
+            _arrow(panel, ("core", middle), ("unmix", row))
+    if config.members > len(members):
+        panel.text(COLUMNS["input"], 1.5, "⋮", ha="center", va="center")
+    if several:
+        _box(panel, "mix", middle, _mix_label(config))
+        _arrow(panel, ("mix", middle), ("core", middle))
+    _draw_core(panel, config, middle)
+    if not config.unmix:
+        _box(panel, "unmix", middle, "average over\nall positions")
+        _arrow(panel, ("core", middle), ("unmix", middle))
+    if several and not config.tied:
+        start = f"{config.encoder_init}\nat the start"
+        panel.text(COLUMNS["encoder"], len(members) - 0.45, start, ha="center", va="top")
+
+
+def _draw_test(panel: Axes, config: RunConfig, row: float) -> None:
+    several = config.members > 1 and not config.tied
+    _box(panel, "input", row, "image $x$")
+    _box(panel, "encoder", row, "encoder\n$\\Sigma\\, c_i$" if several else "encoder\n$c$")
+    _draw_core(panel, config, row)
+    _box(panel, "unmix", row, "average over\nall positions")
+    _box(panel, "classifier", row, "classifier\nmean $d_i$" if several else "classifier\n$d$")
+    path = ("input", "encoder", "core", "unmix", "classifier")
+    for first, second in zip(path, path[1:], strict=False):
+        _arrow(panel, (first, row), (second, row))
+
+
+def _mix_label(config: RunConfig) -> str:
+    if config.mix != "cutmix":
+        return MIXES[config.mix]
+    often = "all" if config.mix_probability == 1 else f"{100 * config.mix_probability:g} %"
+    return f"CutMix in {often}\nof the batches"
+
+
+def _draw_core(panel: Axes, config: RunConfig, row: float) -> None:
+    for number, x in enumerate(COLUMNS["core"]):
+        channels = round(16 * 2**number * config.width)
+        _draw_box(panel, x, row, WIDTHS["core"], f"block {number + 1}\n{channels} maps")
+
+
+def _box(panel: Axes, column: str, row: float, text: str, face: str = SHARED_FACE) -> None:
+    _draw_box(panel, COLUMNS[column], row, WIDTHS[column], text, face)
+
+
+def _draw_box(
+    panel: Axes, x: float, row: float, width: float, text: str, face: str = SHARED_FACE
+) -> None:
+    edges = (x - width / 2, row - 0.36)
+    style = {"facecolor": face, "edgecolor": "black", "linewidth": 0.6}
+    panel.add_patch(plt.Rectangle(edges, width, 0.72, **style))
+    panel.text(x, row, text, ha="center", va="center")
+
+
+def _arrow(panel: Axes, start: tuple[str, float], end: tuple[str, float]) -> None:
+    """Draw an arrow from the right edge of one column's box to the left edge of another's."""
+    first, second = (COLUMNS[column] for column, _ in (start, end))
+    first = first[-1] if isinstance(first, tuple) else first
+    second = second[0] if isinstance(second, tuple) else second
+    ends = first + WIDTHS[start[0]] / 2, second - WIDTHS[end[0]] / 2
+    style = {"arrowstyle": "->", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+    panel.annotate("", (ends[1], end[1]), (ends[0], start[1]), arrowprops=style)

@@ -1,0 +1,136 @@
+"""What chapters say of their tables: words by sign and interval, tables for people, boxes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixshare.chapters import claims, report, statistics
+from mixshare.files import published_folder
+
+INTERVALS = {"seeds_low": -0.01, "seeds_high": 0.03, "images_low": 0.0, "images_high": 0.02}
+PAIR = {
+    **{"method": "mixshare", "other": "mimo", "figure": "accuracy_ensemble", "difference": 0.01},
+    **INTERVALS,
+    **{"p": 0.2, "seeds": "2 of 3", "differing": 40, "holm": 0.4, "raw": "x", "verdict": "higher"},
+}
+
+
+def pairs(*changes) -> pd.DataFrame:
+    return pd.DataFrame([PAIR | change for change in changes])
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.5, 2, "+0.50"), (-0.5, 2, "−0.50"), (-0.001, 2, "0.00"), (0.0, 1, "0.0"), (-12, 0, "−12")],
+)
+def test_a_number_has_its_sign_unless_it_rounds_to_zero(value, digits, text):
+    assert report.signed(value, digits) == text
+
+
+def test_words_are_listed_with_an_and():
+    assert report.listed(["a"]) == "a"
+    assert report.listed(["a", "b"]) == "a and b"
+    assert report.listed(iter("abc")) == "a, b and c"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [([1, 1.1, 0.9], "up"), ([-1, -1.1, -0.9], "down"), ([-1, 1, 0.1], "open"), ([5], "open")],
+)
+def test_a_direction_is_chosen_by_the_interval_over_seeds(values, words):
+    assert report.direction(values, "up", "down", "open") == words
+
+
+def test_text_is_shown_where_it_applies_and_as_markdown():
+    assert report.where(False, "text") is None
+    shown = report.where(True, "**text**")
+    assert shown._repr_markdown_() == repr(shown) == "**text**"
+    assert report.see("One.", "", "Two.") == "**What we see.** One. Two."
+
+
+def test_an_interval_names_the_kinds_that_there_are():
+    row = PAIR
+    assert report.interval(row) == "+1.00 points (95 %: seeds −1.00 to +3.00, images 0.00 to +2.00)"
+    only_seeds = row | {"images_low": np.nan, "images_high": np.nan}
+    assert report.interval(only_seeds, "", 1) == "+0.01 (95 %: seeds −0.01 to +0.03)"
+    none = row | dict.fromkeys(INTERVALS, np.nan)
+    assert report.interval(none) == "+1.00 points (one seed, no interval)"
+
+
+class TestDifferences:
+    def test_are_grouped_by_what_is_significant(self):
+        table = pairs(
+            {},
+            {"other": "single", "verdict": "lower", "difference": -0.02},
+            {"other": "cut_mixmo", "verdict": statistics.UNDECIDED},
+            {"other": "cut_mixmo+unmix=true", "verdict": statistics.UNDECIDED},
+            {"figure": "nll"},
+        )
+        assert report.differences(table, "accuracy_ensemble") == (
+            "The ensemble accuracy of MixShare, in points, is significantly higher than that of "
+            "MIMO (+1.00); significantly lower than that of Single network (−2.00); not "
+            "significantly different from that of Cut-MixMo (+1.00) and Cut-MixMo, unmixing "
+            "(+1.00). Holm's correction is over 4 comparisons."
+        )
+        assert report.differences(table, "nll").startswith("The NLL of MixShare, in nats, is")
+
+    def test_say_where_there_is_little_to_go_by(self):
+        few = pairs({"verdict": statistics.TOO_FEW}, {"other": "single"})
+        text = "In 1 of 2 comparisons fewer than 10 test images differ."
+        assert report.differences(few, "accuracy_ensemble").endswith(text)
+        one = pairs({"seeds": "1 of 1", "verdict": statistics.UNDECIDED})
+        assert report.differences(one, "accuracy_ensemble").endswith(
+            "One seed gives no interval, so no difference counts as significant."
+        )
+        assert "nothing to compare" in report.differences(few[:0], "nll")
+
+    def test_use_the_names_that_they_are_given(self):
+        text = report.differences(
+            pairs({}), "accuracy_ensemble", {"mimo": "M", "mixshare": "S"}.get
+        )
+        assert "of S, in points, is significantly higher than that of M (" in text
+
+
+def test_rows_are_grouped_by_their_verdicts():
+    table = pd.DataFrame({"method": ["mimo", "mixshare", "single"], "verdict": ["up", "?", "up"]})
+    text = report.grouped(table, "{method}", {"up": "rises in"}, "is open in")
+    assert text == "rises in MIMO and Single network; is open in MixShare"
+
+
+class TestReadable:
+    def test_comparisons_have_their_figures_unit_and_both_intervals(self):
+        table = report.readable(pairs({}, {"figure": "nll", "difference": -0.0123}))
+        assert table.index.names == ["figure", "method", "other"]
+        accuracy = table.loc[("ensemble accuracy, points", "MixShare", "MIMO")]
+        assert accuracy["difference"] == "+1.00" and accuracy["95 % over seeds"] == "−1.00 to +3.00"
+        assert accuracy["sign of the mean in"] == "2 of 3 seeds"
+        assert table.loc[("NLL, nats", "MixShare", "MIMO"), "difference"] == "−0.012"
+
+    def test_scores_are_in_percent_where_they_are_shares(self):
+        scores = {"method": ["mixshare"], "seed": [1], "accuracy_ensemble": [0.9912], "nll": [0.5]}
+        table = report.readable(pd.DataFrame(scores))
+        assert table.index.names == ["method", "seed"] and table.index[0] == ("MixShare", 1)
+        assert table.loc[("MixShare", 1)].to_dict() == {"accuracy ensemble, %": 99.12, "nll": 0.5}
+
+
+class TestClaims:
+    folder = published_folder() / "digits" / "studies"
+
+    def test_a_chapter_ends_with_its_own_claims_alone(self):
+        box = report.box(self.folder, "03_subnetwork_features")
+        declared = [c for c in claims.all_claims() if c.chapter == "03_subnetwork_features"]
+        assert box.count("> **Claim**") == box.count("> **Verdict: ") == len(declared) == 3
+        assert all(each.claim in box and each.open in box for each in declared)
+        assert "> - MIMO, block 1: 3 of 3 runs separated: supports it" in box
+        assert report.box(self.folder).count("> **Claim**") == len(claims.all_claims())
+
+    def test_without_tables_there_is_no_evidence(self, tmp_path):
+        box = report.box(tmp_path, "04_adjustments")
+        assert box.count("> - none in these results") == box.count("no results") == 6
+
+    def test_the_overview_has_a_row_for_each_and_a_column_for_each_profile(self, outputs):
+        lines = report.overview({"digits": self.folder, "smoke": outputs}).splitlines()
+        assert lines[0] == "| claim | place | digits | smoke | chapter |"
+        assert len(lines) == 2 + len(claims.all_claims())
+        assert all(line.count("|") == 6 for line in lines)
+        assert lines[3].split(" | ")[3] == claims.NO_RESULTS
