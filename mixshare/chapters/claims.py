@@ -86,14 +86,9 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
         `start` (whether it held before training, by construction), `holm` and `verdict`. Of counts
         there are no intervals, and `seeds` says how many runs of how many.
     """
+    usual = {"margin": 0.0, "start": False}
     found = [
-        {
-            "claim": claim.claim,
-            "family": claim.family or claim.chapter,
-            "margin": 0.0,
-            "start": False,
-            **piece,
-        }
+        {"claim": claim.claim, "family": claim.family or claim.chapter} | usual | piece
         for claim in claims or all_claims()
         for item in claim.evidence
         for piece in _kind(item)(item, tables)
@@ -112,21 +107,21 @@ def _kind(item: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
 def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     """Yield one method's ensemble accuracy minus another's, in points, if they were compared."""
     first, second = item.get("better", item.get("same")), item.get("than", item.get("as"))
-    table = tables["compared"]
-    for sign, pair in ((1, (first, second)), (-1, (second, first))):
-        for row in table[(table["method"] == pair[0]) & (table["other"] == pair[1])].to_dict(
-            "records"
-        ):
-            piece = {name: row[name] for name in statistics.COLUMNS[:8]}
-            piece["difference"] *= 100 * sign
-            for kind in ("seeds", "images"):
-                ends = sorted(100 * sign * row[f"{kind}_{end}"] for end in ("low", "high"))
-                piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
-            piece |= {"label": f"{title(first)} minus {title(second)}", "unit": "points"}
-            piece["room"] = _room(tables, first, piece["difference"])
-            margin = item.get("by", item.get("within", 0.0))
-            yield piece | {"expected": int("better" in item), "margin": margin}
-            return
+    records = reversed(tables["compared"].to_dict("records"))  # the first of a pair counts
+    rows = {(row["method"], row["other"]): row for row in records}
+    scale = 100 if (first, second) in rows else -100
+    row = rows.get((first, second), rows.get((second, first)))
+    if row is None:
+        return
+    piece = {name: row[name] for name in statistics.COLUMNS[:8]}
+    piece["difference"] *= scale
+    for kind in ("seeds", "images"):
+        ends = sorted(scale * row[f"{kind}_{end}"] for end in ("low", "high"))
+        piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
+    piece |= {"label": f"{title(first)} minus {title(second)}", "unit": "points"}
+    piece["room"] = _room(tables, first, piece["difference"])
+    margin = item.get("by", item.get("within", 0.0))
+    yield piece | {"expected": int("better" in item), "margin": margin}
 
 
 def _room(tables: dict[str, pd.DataFrame], first: str, difference: float) -> float:
@@ -197,9 +192,8 @@ def _verdict(piece: dict[str, Any]) -> str:
     """Judge a piece of evidence: "supports", "contradicts", or why it does neither."""
     margin, expected = piece["margin"], piece["expected"]
     if pd.isna(piece["seeds_low"]) and not pd.isna(piece["p"]):  # counts
-        signs = {1: "supports", -1: "contradicts"}
-        significant = piece["holm"] < statistics.LEVEL
-        return signs[np.sign(piece["difference"])] if significant else statistics.UNDECIDED
+        side = np.sign(piece["difference"]) if piece["holm"] < statistics.LEVEL else 0
+        return {1: "supports", -1: "contradicts", 0: statistics.UNDECIDED}[side]
     if not margin:
         return statistics.verdict(piece, piece["holm"], expected)
     ends = [piece[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]

@@ -22,38 +22,28 @@ from mixshare.metrics import evaluate
 from mixshare.model import MimoWideResNet, fold
 from mixshare.plan import steps_per_epoch
 
-FIGURES = (
-    "accuracy_ensemble",
-    "accuracy_individual",
-    "nll",
-    "ece",
-    "brier",
-    "agreement",
-    "diversity",
-)
-PERCENT = ("accuracy_ensemble", "accuracy_individual", "ece", "agreement")
-COSTS = ("parameters", "multiply_adds", "training_rows", "learning_rate")
-FOLDED = ("folded_parameters", "folded_multiply_adds", "folded_latency_ms")
+# Of tables for people: the heading, what a value is multiplied by, digits after the point.
+COLUMNS = {
+    "accuracy_ensemble": ("ensemble accuracy, %", 100, 2),
+    "accuracy_individual": ("individual accuracy, %", 100, 2),
+    "nll": ("NLL, nats", 1, 3),
+    "ece": ("ECE, %", 100, 2),
+    "brier": ("Brier score", 1, 3),
+    "agreement": ("agreement, %", 100, 2),
+    "diversity": ("diversity", 1, 3),
+    "parameters": ("parameters", 1, 0),
+    "multiply_adds": ("multiply-adds", 1, 0),
+    "training_rows": ("training rows", 1, 0),
+    "learning_rate": ("learning rate", 1, 3),
+    "latency_ms": ("latency, ms", 1, 2),
+    "folded_parameters": ("folded: parameters", 1, 0),
+    "folded_multiply_adds": ("folded: multiply-adds", 1, 0),
+    "folded_latency_ms": ("folded: latency, ms", 1, 2),
+}
+_NAMES = tuple(COLUMNS)
+FIGURES, COSTS, FOLDED = _NAMES[:7], _NAMES[7:11], _NAMES[12:]
 # Of each test image: the figure whose mean it is, and its name in `metrics.image_scores`.
 IMAGE_SCORES = {"accuracy_ensemble": "right", "nll": "nll"}
-HEADINGS = {
-    "accuracy_ensemble": "ensemble accuracy, %",
-    "accuracy_individual": "individual accuracy, %",
-    "nll": "NLL, nats",
-    "ece": "ECE, %",
-    "brier": "Brier score",
-    "agreement": "agreement, %",
-    "diversity": "diversity",
-    "parameters": "parameters",
-    "multiply_adds": "multiply-adds",
-    "training_rows": "training rows",
-    "learning_rate": "learning rate",
-    "latency_ms": "latency, ms",
-    "folded_parameters": "folded: parameters",
-    "folded_multiply_adds": "folded: multiply-adds",
-    "folded_latency_ms": "folded: latency, ms",
-}
-DIGITS = {"latency_ms": 2, "folded_latency_ms": 2, "learning_rate": 3}  # after the point
 # Of the tables in the README and in the book.
 TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
@@ -329,29 +319,26 @@ def _milliseconds(model: nn.Module, image: Tensor) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def formatted(table: pd.DataFrame, columns: Sequence[str] = tuple(HEADINGS)) -> pd.DataFrame:
+def formatted(table: pd.DataFrame, columns: Sequence[str] = _NAMES) -> pd.DataFrame:
     """Format a summary, with or without costs, for people.
 
     Accuracies in percent, "mean ± deviation", and a dash where a figure is not defined.
     """
     texts = pd.DataFrame(index=table.index)
     for name in columns:
+        heading, scale, digits = COLUMNS[name]
         if name in FIGURES:
-            scale, digits = (100, 2) if name in PERCENT else (1, 3)
             means, deviations = (table[f"{name}_{kind}"] * scale for kind in ("mean", "std"))
             pairs = zip(means, deviations, strict=True)
-            texts[HEADINGS[name]] = [_mean_and_deviation(*pair, digits) for pair in pairs]
+            texts[heading] = [_mean_and_deviation(*pair, digits) for pair in pairs]
         elif name in table:
-            digits = DIGITS.get(name, 0)
-            texts[HEADINGS[name]] = [_number(value, digits) for value in table[name]]
+            texts[heading] = [_number(value, digits) for value in table[name]]
     texts["n"] = table["n"].astype(int)
     return texts
 
 
 def _mean_and_deviation(mean: float, deviation: float, digits: int) -> str:
-    if pd.isna(mean):
-        return "–"
-    return f"{mean:.{digits}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{digits}f}")
+    return _number(mean, digits) + ("" if pd.isna(deviation) else f" ± {deviation:.{digits}f}")
 
 
 def _number(value: float, digits: int) -> str:

@@ -316,7 +316,7 @@ class TestTheMarkdownTable:
 
     def test_has_a_row_a_method_and_the_columns_of_the_readme(self, folder):
         heading, rule, single, mimo = results.results_table(folder).splitlines()
-        names = [results.HEADINGS[name] for name in results.TABLE_COLUMNS]
+        names = [results.COLUMNS[name][0] for name in results.TABLE_COLUMNS]
         assert heading == f"| method | {' | '.join(names)} | n |"
         assert rule == "|---" + "|---:" * (len(names) + 1) + "|"
         assert single.startswith("| Single network | ") and mimo.startswith("| MIMO | ")
