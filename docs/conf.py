@@ -17,6 +17,7 @@ myst_enable_extensions = ["dollarmath"]
 # Chapters as they were executed. A widget needs a kernel: in its place, the output's other forms.
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
+nb_render_markdown_format = "myst"  # with tables
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 

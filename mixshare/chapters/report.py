@@ -205,7 +205,7 @@ def box(folder: Path, chapter: str = "") -> Text:
         + f"> **Still open.** {row.open}"
         for row in claimed[claimed["chapter"].str.startswith(chapter)].itertuples()
     ]
-    return Text("\n\n---\n\n".join(boxes))
+    return Text("\n\n".join(boxes))
 
 
 def overview(folders: dict[str, Path]) -> Text:
