@@ -27,8 +27,9 @@ LARGE_FILES = {
     # test scores are computed from the logits, which are small; weights are those that chapters use
     "digits": {
         "weights.safetensors": [
-            *(*_PLAIN, "single+batch_repetition=2/*", "mixshare+encoder_init=*/*"),
-            "cut_mixmo+mix_fade=0+mix_probability=1/*",
+            *(*_PLAIN, "single+batch_repetition=2/*", "cut_mixmo+mix_fade=0+mix_probability=1/*"),
+            *("mixshare+encoder_init=[cfh]*", "mixshare+encoder_init=independent/*"),
+            "mixshare+encoder_init=independent+unmix=false/*",
         ],
         "test_scores.npz": [],
     },

@@ -47,7 +47,7 @@ def test_a_wrong_parameter_starts_nothing(outputs):
 
 
 def test_for_an_unknown_chapter_the_message_lists_all(outputs):
-    with pytest.raises(FileProblem, match="possible are 01_training, .*05_results"):
+    with pytest.raises(FileProblem, match="possible are 00_claims, 01_training, .*05_results"):
         execute.execute("07_future", outputs / "x.ipynb", {})
 
 

@@ -68,11 +68,13 @@ def test_what_the_slurm_profile_offers_to_uncomment_is_valid_and_wins(snakemake,
     assert {"slurm_partition", "slurm_account"} <= set(keys["default-resources"])
     (tmp_path / "config.yaml").write_text(offered)
     plan = snakemake(outputs, *PLAN, where=tmp_path).output
-    (run, control), (study,) = resources("run", plan), resources("study", plan)
+    (run, control), studies = resources("run", plan), resources("study", plan)
     wanted = {"runtime": "600", "mem_mb": "8000", "gres": "gpu:a100:1", "slurm_partition": "gpu"}
     for each in (run, control):
         assert {name: each[name] for name in wanted} == wanted, plan
-    assert (study["mem_mb"], study["slurm_partition"]) == ("16000", "gpu")
+    for study in studies:
+        assert (study["mem_mb"], study["slurm_partition"]) == ("16000", "gpu")
+    assert len(studies) == 2
 
 
 def test_make_hands_its_choices_on():
