@@ -4,6 +4,8 @@ addEventListener("DOMContentLoaded", () => {
   dialog.className = "zoom";
   dialog.setAttribute("aria-label", "The figure in its own size");
   dialog.addEventListener("click", () => dialog.close());
+  // The theme takes Escape for its search, so that a dialog does not hear of it.
+  addEventListener("keydown", (event) => event.key === "Escape" && dialog.close(), true);
   document.body.append(dialog);
   for (const image of document.querySelectorAll("article figure img")) {
     const button = document.createElement("button");

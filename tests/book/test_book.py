@@ -524,14 +524,15 @@ class TestInABrowser:
         natural = large.evaluate("image => image.decode().then(() => image.naturalWidth)")
         assert large.bounding_box()["width"] == natural > 800
         opened.keyboard.press("Escape")
-        assert not large.is_visible()
+        large.wait_for(state="hidden")
         button = opened.locator("button.zoom").first
         button.press("Enter")
         assert large.is_visible() and button.get_attribute("aria-label").startswith(
             "Open in its own"
         )
         large.click(position={"x": 5, "y": 5})
-        assert not large.is_visible() and not opened.complaints
+        large.wait_for(state="hidden")
+        assert not opened.complaints
 
     def test_a_slider_moved_by_the_keyboard_shows_the_state_that_it_names(self, tab):
         opened = tab("chapters/01_training.html")

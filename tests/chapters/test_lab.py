@@ -230,6 +230,6 @@ class TestTheParametersCell:
         assert page.locator(OUTPUT, has_text="rows of seed 1:").count() == 1
         edit(page, "seed: int = 1", "seed: int = 2")
         run_all(page)
-        assert page.locator(OUTPUT, has_text="rows of seed 2: ['single, seed 2'").count() == 1
+        assert page.locator(OUTPUT, has_text="rows of seed 2: ['single, 2'").count() == 1
         assert page.locator(OUTPUT, has_text="rows of seed 1:").count() == 0
         assert page.locator(ERROR).all_text_contents() == []
