@@ -48,8 +48,9 @@ class Target:
         """Return the time, memory and GPU that its job asks for."""
         if self.config:
             return needs.training_request(self.config, attempt)
-        # Chapter 06 reads no run, but times networks up to the paper's.
-        return needs.study_request(self.studied or [RunConfig.preset("paper")], attempt)
+        # Without runs: chapter 06 times networks up to the paper's, chapter 00 reads tables.
+        stands_for = RunConfig.preset("paper" if self.chapter == "06_speed" else "smoke")
+        return needs.study_request(self.studied or [stands_for], attempt)
 
     def is_trained(self) -> bool:
         """Return whether the run that it trains, if any, is finished and whole."""
