@@ -208,6 +208,10 @@ class TestDeclared:
         }
         assert len(wanted) > 8 and wanted <= names
 
+    def test_what_is_claimed_to_be_better_is_a_method_as_it_is(self):
+        pieces = [item for each in claims.all_claims() for item in each.evidence]
+        assert {item["better"] for item in pieces if "better" in item} == {"mixshare", "cut_mixmo"}
+
     def test_the_recipe_is_the_appendixes(self):
         config = RunConfig.preset("paper", "mixshare")
         assert (config.depth, config.width, config.members, config.batch_repetition) == (
@@ -256,3 +260,55 @@ def test_the_evidence_is_the_readers_own_before_what_is_published(outputs):
     assert claims.studies_folder("digits").is_relative_to(project_root() / "outputs" / "published")
     (own / "sharing.csv").touch()
     assert claims.studies_folder("digits") == own
+
+
+def tables_of_a_world(right: bool) -> dict[str, pd.DataFrame]:
+    """Return tables in which every claim of the paper holds clearly, or none does."""
+    sign = 1 if right else -1
+    pairs = [
+        (item.get("better", item.get("same")), item.get("than", item.get("as")), "same" in item)
+        for each in claims.all_claims()
+        for item in each.evidence
+        if "table" not in item
+    ]
+    rows = [
+        compared(0.001 if same and right else 0.05 * sign, 0.002, 6, first, second)
+        for first, second, same in pairs
+    ]
+    seeds, always = range(1, 7), "cut_mixmo+mix_fade=0+mix_probability=1"
+    noise = np.linspace(0, 0.01, 6)
+    gaps = {"mixshare": 0.0 if right else 0.9, always: 0.9 if right else 0.0}
+    gap = [
+        pd.DataFrame({"method": m, "seed": seeds, "nll_summed": 0, "nll_cut": g + noise})
+        for m, g in gaps.items()
+    ]
+    gap[0]["nll_cut"] += noise
+    start, end = (1.5, 1.1) if right else (1.1, 1.5)
+    kernels = {"init_kernel_norm_ratio": start, "kernel_norm_ratio": end + noise}
+    cosines = {"init_cosine": 0.5, "cosine": 0.5 + 0.4 * sign + noise, "block": "output"}
+    kinds = dict.fromkeys(["mimo", "cut_mixmo"], "separated" if right else "shared")
+    kinds["mixshare"] = "shared" if right else "separated"
+    blocks = [
+        pd.DataFrame({"method": m, "seed": seeds, "block": k, "verdict": kind})
+        for m, kind in kinds.items()
+        for k in (1, 2, 3)
+    ]
+    colinear = "mixshare+encoder_init=colinear"
+    return {
+        "compared": pd.DataFrame(rows),
+        "gap": pd.concat(gap),
+        "alignment": pd.DataFrame({"method": colinear, "seed": seeds} | kernels),
+        "norms": pd.DataFrame({"method": "mixshare", "seed": seeds} | cosines),
+        "sharing": pd.concat(blocks).assign(init_overlap=0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(True, claims.SUPPORTED), (False, claims.CONTRADICTED)]
+)
+def test_where_all_that_the_paper_says_holds_each_claim_is_supported_else_none(right, verdict):
+    found = claims.evidence(tables_of_a_world(right))
+    judged = {
+        each.claim: each_verdict for each, each_verdict in claims.verdicts(found) if each.evidence
+    }
+    assert len(judged) == 15 and set(judged.values()) == {verdict}, judged
