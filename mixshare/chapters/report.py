@@ -7,13 +7,8 @@ from typing import Any
 import pandas as pd
 
 from mixshare.chapters import claims, statistics
-from mixshare.figures.names import title
+from mixshare.figures.names import FIGURES, title
 
-# Of the figures of `results.paired`: the name, its unit, what it is multiplied by, digits.
-FIGURES = {
-    "accuracy_ensemble": ("ensemble accuracy", "points", 100, 2),
-    "nll": ("NLL", "nats", 1, 3),
-}
 RELATIONS = {
     "higher": "significantly higher than that of",
     "lower": "significantly lower than that of",

@@ -1,7 +1,6 @@
 """Comparing two subnetworks: their overlap against chance, CKA of their features, cross-talk.
 
-CKA and cross-talk are returned for the sample itself, and after it for R bootstrap samples of test
-images and fixed inputs. Dimensions: M members, N images, F fixed inputs, K classes.
+Dimensions: M members, N images, F fixed inputs, K classes, C_k feature maps after block k.
 """
 
 import numpy as np
@@ -9,7 +8,6 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from mixshare.chapters.bootstrap import resamples
 from mixshare.checks import InvalidValue
 from mixshare.features import Parts, feature_maps, overlap, parts
 
@@ -44,28 +42,19 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)
 
 
-def cka(
-    model: nn.Module | Parts,
-    images: Tensor,
-    fixed: Tensor,
-    batch: int = 50,
-    replicates: int = 0,
-    seed: int = 0,
-) -> Tensor:
+def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50) -> Tensor:
     """Return linear CKA between the features f(x, d) and f(d, x) of the first two members.
 
-    Debiased, over mini-batches (Nguyen et al. 2021). The bootstrap draws mini-batches, so images
-    are expected in random order.
+    Debiased, over mini-batches (Nguyen et al. 2021).
 
     Args:
         model: The network.
         images: (N, C, H, W), each x; those of an incomplete last batch are left out.
         fixed: (F, C, H, W), each d.
         batch: Images in a mini-batch.
-        replicates, seed: Of the bootstrap.
 
     Returns:
-        (1 + R, blocks) float64; NaN where a block tells no two images apart.
+        (blocks,) float64; NaN where a block tells no two images apart.
 
     Raises:
         ValueError: There are fewer images than a batch, or fewer than two members.
@@ -80,9 +69,7 @@ def cka(
         raise InvalidValue(f"CKA wants at least one batch of {batch} images, not {len(images)}")
     batches = images[: len(images) // batch * batch].split(batch)
     terms = torch.stack([_cka_terms(model, each, fixed) for each in batches])
-    drawn = resamples(len(batches), len(fixed), replicates, seed)
-    weights, counts = (each.to(images.device) for each in drawn)
-    cross, left, right = torch.einsum("rn,rf,nkft->trk", weights, counts, terms)
+    cross, left, right = terms.mean(dim=(0, 2)).T
     # Debiased, HSIC of a block with itself can be zero or negative where all images look alike.
     defined = (left > 0) & (right > 0)
     return torch.where(defined, cross / (left * right).abs().sqrt(), torch.nan)
@@ -123,42 +110,30 @@ def _hsic(k: Tensor, m: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cross_talk(
-    model: nn.Module | Parts,
-    images: Tensor,
-    labels: Tensor,
-    others: Tensor,
-    replicates: int = 0,
-    seed: int = 0,
+    model: nn.Module | Parts, images: Tensor, labels: Tensor, others: Tensor
 ) -> dict[str, Tensor]:
-    """Measure how far each classifier is moved by inputs that it is not to answer for.
+    """Measure how far the classifiers are moved by inputs that they are not to answer for.
 
     Args:
         model: The network.
         images: (N, C, H, W), each at one member's input.
         labels: (N,) int64, of the images.
         others: (F, C, H, W), each in turn at all other inputs.
-        replicates, seed: Of the bootstrap.
 
     Returns:
-        (1 + R, M) float64 each: `own`, the accuracy of a member's classifier on its own input;
-        `swapped`, the accuracy of the next member's classifier on that input; `moved`, the share
+        Means over the members, () float64: `own`, the accuracy of a member's classifier on its own
+        input; `swapped`, that of the next member's classifier on the same input; `moved`, the share
         of the variance of its logits that comes with the other inputs, in [0, 1].
     """
-    network = parts(model)
-    drawn = resamples(len(images), len(others), replicates, seed)
-    weights, counts = (each.to(images.device) for each in drawn)
-    scores: dict[str, list[Tensor]] = {"own": [], "swapped": [], "moved": []}
-    for member in range(network.members):
+    members = parts(model).members
+    scores = []
+    for member in range(members):
         logits = _logits(model, images, others, member)
-        own, swapped = logits[member], logits[(member + 1) % network.members]  # (F, N, K)
-        for name, answers in (("own", own), ("swapped", swapped)):
-            correct = (answers.argmax(dim=2) == labels).double()
-            hits = torch.einsum("rf,fn,rn->r", counts, correct, weights)
-            scores[name].append(hits / correct.numel())
-        own = own - own.mean(dim=(0, 1))  # squares around the mean lose no digits
-        samples = zip(weights, counts, strict=True)
-        scores["moved"].append(torch.stack([share_from_others(own, *sample) for sample in samples]))
-    return {name: torch.stack(values, dim=1) for name, values in scores.items()}
+        own, swapped = logits[member], logits[(member + 1) % members]  # (F, N, K)
+        hits = [(answers.argmax(dim=2) == labels).double().mean() for answers in (own, swapped)]
+        scores.append(torch.stack([*hits, share_from_others(own)]))
+    means = torch.stack(scores).mean(dim=0)
+    return dict(zip(("own", "swapped", "moved"), means, strict=True))
 
 
 def _logits(model: nn.Module | Parts, images: Tensor, others: Tensor, member: int) -> Tensor:
@@ -170,33 +145,25 @@ def _logits(model: nn.Module | Parts, images: Tensor, others: Tensor, member: in
     return torch.cat(pieces, dim=2).double()
 
 
-def share_from_others(logits: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+def share_from_others(logits: Tensor) -> Tensor:
     """Return the share of the logits' variance that comes with the other inputs.
 
     Logits are modelled as y_fn = a_f + b_n + e_fn, and the variances of a, b and e are estimated
     without bias, as in a two-way analysis of variance. Returned is (Var a + Var e) by
-    (Var a + Var e + Var b). A bootstrap sample draws some of the few other inputs twice; without
-    the correction for its weights it would find too little variance among them.
+    (Var a + Var e + Var b).
 
     Args:
-        logits: (F, N, K), with mean zero.
-        weights: (N,), how often the sample has each image.
-        counts: (F,), how often it has each other input.
+        logits: (F, N, K).
 
     Returns:
         () float64, in [0, 1].
     """
-    n, f = weights / weights.sum(), counts / counts.sum()
-    by_image = torch.einsum("f,fnk->nk", f, logits)  # means over the other inputs
-    by_other = torch.einsum("n,fnk->fk", n, logits)  # means over the images
-    # Mean squares of the logits, of the two kinds of means, and of the mean over everything.
-    total = f @ logits.square().sum(dim=2) @ n
-    images = n @ by_image.square().sum(dim=1)
-    others = f @ by_other.square().sum(dim=1)
-    grand = (n @ by_image).square().sum()
-    # In place of (n - 1) / n, for unequal weights.
-    free_n, free_f = ((1 - share.square().sum()).clamp_min(1e-12) for share in (n, f))
-    interaction = (total - images - others + grand) / (free_n * free_f)  # Var e
-    from_others = ((total - images) / free_f).clamp_min(0)  # Var a + Var e
-    from_own = ((images - grand) / free_n - interaction * (1 - free_f)).clamp_min(0)  # Var b
+    centred = logits - logits.mean(dim=(0, 1))  # squares around the mean lose no digits
+    total = centred.square().sum(dim=2).mean()
+    # Mean squares of the means over the other inputs, and over the images.
+    by_image, by_other = (centred.mean(dim=k).square().sum(dim=1).mean() for k in (0, 1))
+    free_other, free_image = (1 - 1 / size for size in logits.shape[:2])
+    interaction = (total - by_image - by_other) / (free_image * free_other)  # Var e
+    from_others = ((total - by_image) / free_other).clamp_min(0)  # Var a + Var e
+    from_own = (by_image / free_image - interaction * (1 - free_other)).clamp_min(0)  # Var b
     return from_others / (from_others + from_own).clamp_min(1e-300)

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare.config import RunConfig
@@ -145,29 +146,24 @@ def _loader(config: RunConfig, data: Data, workers: int, pin_memory: bool) -> Da
     augment = [v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip]
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     normalise = v2.Normalize([0.5] * channels, [0.25] * channels)
+    transform = v2.Compose([*augment, *to_float, normalise])
     return DataLoader(
-        _Images(data, v2.Compose([*augment, *to_float, normalise])),
+        TensorDataset(data.train_images.permute(0, 3, 1, 2), data.train_labels),
         config.batch_size // config.batch_repetition,
         shuffle=True,
         drop_last=True,
+        collate_fn=partial(_collate, transform),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
 
 
-class _Images(Dataset):
-    """Train images one by one, as a data loader's workers want them."""
-
-    def __init__(self, data: Data, transform: Callable[[Tensor], Tensor]):
-        self.images = data.train_images.permute(0, 3, 1, 2)
-        self.labels, self.transform = data.train_labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[row]), int(self.labels[row])
+def _collate(
+    transform: Callable[[Tensor], Tensor], rows: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Transform images one by one, as a data loader's workers do."""
+    return default_collate([(transform(image), label) for image, label in rows])
 
 
 def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.DataFrame:

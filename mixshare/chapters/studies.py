@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
-from mixshare.chapters import bootstrap, grids, results, similarity, statistics
+from mixshare.chapters import grids, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import torch_settings
@@ -137,7 +137,7 @@ def untrained(run: runs.Run) -> nn.Module:
 
 @_exact
 @torch.no_grad()
-def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFrame:
+def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
     """Score how far the first two members share features, block by block.
 
     Where encoders start equal, every score is 1 before any training, by construction. So the
@@ -146,75 +146,56 @@ def sharing(run: runs.Run, images: Tensor, replicates: int = 200) -> pd.DataFram
     Args:
         run: Of two members or more.
         images: (T, C, H, W), from `test_inputs`.
-        replicates: Bootstrap samples behind each interval.
 
     Returns:
-        A row a block: each score with its interval; the overlap's null, and the verdict; the same
-        of the untrained network (`init…`); and `change`, the overlap minus the untrained one's.
+        A row a block: each score; the overlap's null, and the verdict; the same of the untrained
+        network (`init…`); and `change`, the overlap minus the untrained one's.
     """
-    network, fixed = _network(run, images), images[:FIXED]
+    network = _network(run, images)
     start = untrained(run).to(images.device)
-    batch = min(CKA_BATCH, len(images) // 2)
-    cka = similarity.cka(network, images, fixed, batch=batch, replicates=replicates)
+    cka = similarity.cka(network, images, images[:FIXED], min(CKA_BATCH, len(images) // 2))
     rows = []
-    importances = (_both_members(each, images, replicates) for each in (network, start))
-    for k, ((a, b), (a0, b0)) in enumerate(zip(*importances, strict=True)):  # (1 + R, C_k)
-        overlap, (low, high) = features.overlap(a, b), similarity.chance(a[0], b[0])
-        before, (init_low, init_high) = features.overlap(a0, b0), similarity.chance(a0[0], b0[0])
-        rows.append(
-            {
-                **_names(run),
-                "block": k + 1,
-                **_with_interval("overlap", overlap),
-                "null_5": low,
-                "null_95": high,
-                "verdict": similarity.verdict(overlap[0].item(), low, high),
-                **_with_interval("init_overlap", before),
-                "init_verdict": similarity.verdict(before[0].item(), init_low, init_high),
-                **_with_interval("change", overlap - before),
-                **_with_interval("scale_free", similarity.scale_free(a, b)),
-                **_with_interval("rank_correlation", similarity.rank_correlation(a, b)),
-                **_with_interval("cka", cka[:, k]),
-            }
-        )
+    importances = (_both_members(each, images) for each in (network, start))
+    for k, ((a, b), (a0, b0)) in enumerate(zip(*importances, strict=True)):
+        row = _names(run) | {"block": k + 1} | _overlap(a, b) | _overlap(a0, b0, "init_")
+        row |= {
+            "change": row["overlap"] - row["init_overlap"],
+            "scale_free": similarity.scale_free(a, b).item(),
+            "rank_correlation": similarity.rank_correlation(a, b).item(),
+            "cka": cka[k].item(),
+        }
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _both_members(
-    network: nn.Module, images: Tensor, replicates: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the first two members' importances, block by block: (1 + R, C_k) each."""
-    members = (
-        bootstrap.importance(network, images, images[:FIXED], member, replicates)
-        for member in (0, 1)
+def _both_members(network: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the first two members' importances, block by block: (C_k,) each."""
+    blocks = zip(
+        *(features.block_importance(network, images, images[:FIXED], member) for member in (0, 1)),
+        strict=True,
     )
-    return zip(*members, strict=True)
+    return (tuple(member.mean(dim=0) for member in block) for block in blocks)
+
+
+def _overlap(a: Tensor, b: Tensor, prefix: str = "") -> dict[str, Any]:
+    """Return the overlap of two members' importances or norms, its null, and the verdict."""
+    value, (low, high) = features.overlap(a, b).item(), similarity.chance(a, b)
+    row = {"overlap": value, "null_5": low, "null_95": high}
+    row["verdict"] = similarity.verdict(value, low, high)
+    return {f"{prefix}{name}": each for name, each in row.items()}
 
 
 @_exact
-def cross_talk(
-    run: runs.Run, images: Tensor, labels: Tensor, replicates: int = 200
-) -> dict[str, Any]:
-    """Return `similarity.cross_talk` of a run, averaged over members, with bootstrap intervals."""
+def cross_talk(run: runs.Run, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return `similarity.cross_talk` of a run."""
     network, labels = _network(run, images), labels[: len(images)].to(images.device)
-    scores = similarity.cross_talk(network, images, labels, images[:FIXED], replicates)
-    means = {name: values.mean(dim=1) for name, values in scores.items()}
-    means["own_minus_swapped"] = means["own"] - means["swapped"]
-    row = _names(run)
-    for name, values in means.items():
-        row |= _with_interval(name, values)
-    return row
+    found = similarity.cross_talk(network, images, labels, images[:FIXED])
+    scores = {name: value.item() for name, value in found.items()}
+    return _names(run) | scores | {"own_minus_swapped": scores["own"] - scores["swapped"]}
 
 
 def _names(run: runs.Run) -> dict[str, Any]:
     return {"method": run.config.name, "seed": run.config.seed}
-
-
-def _with_interval(name: str, values: Tensor) -> dict[str, float]:
-    """Return the estimate, which comes first, and the bootstrap samples' 95 % interval."""
-    ends = values.new_tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = values[1:].double().quantile(ends).tolist()
-    return {name: values[0].item(), f"{name}_low": low, f"{name}_high": high}
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -290,11 +271,7 @@ def norm_overlaps(run: runs.Run) -> pd.DataFrame:
             "output": (features.classifier_norms(network), features.classifier_cosine(network)),
         }
         for block, (each, cosine) in norms.items():
-            low, high = similarity.chance(*each[:2])
-            rows[block] |= {
-                f"{prefix}overlap": features.overlap(*each[:2]).item(),
-                f"{prefix}null_5": low,
-                f"{prefix}null_95": high,
+            rows[block] |= _overlap(*each[:2], prefix) | {
                 f"{prefix}cosine": cosine[0].mean().item(),
                 f"{prefix}rank_correlation": similarity.rank_correlation(*each[:2]).item(),
             }

@@ -1,8 +1,13 @@
-"""What people call methods and runs: "MixShare, no unmixing" for "mixshare+unmix=false"."""
+"""What figures, methods and runs are called: "MixShare, no unmixing" for "mixshare+unmix=false"."""
 
 import re
 
-METHODS = {
+# Of a difference's figure: its name, the unit, what it is multiplied by, digits.
+FIGURES = {
+    "accuracy_ensemble": ("ensemble accuracy", "points", 100, 2),
+    "nll": ("NLL", "nats", 1, 3),
+}
+METHOD_NAMES = {
     "single": "Single network",
     "mimo": "MIMO",
     "linear_mixmo": "Linear-MixMo",
@@ -36,4 +41,4 @@ def title(name: str) -> str:
     """Return a run's name for people."""
     method, *settings = name.split("+")
     words = [SETTINGS.get(each, re.sub("[_=]", " ", each)) for each in settings]
-    return ", ".join([METHODS.get(method, method), *words])
+    return ", ".join([METHOD_NAMES.get(method, method), *words])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixshare.figures.names import title
+from mixshare.figures.names import FIGURES, title
 from mixshare.figures.style import (
     BESIDE,
     FAINT,
@@ -26,11 +26,6 @@ VERDICT_STYLES = {
     "contradicts": {"color": "#BB5566", "marker": "X"},
 }
 MOST_METHODS = 40  # of `results`, which has a row for each
-# Of `along`: a figure, its scale, its label and the label of its differences.
-ALONG = (
-    ("accuracy_ensemble", 100, "ensemble accuracy, %", "percentage points"),
-    ("nll", 1, "NLL, nats", "nats (less is better)"),
-)
 
 
 def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figure:
@@ -97,9 +92,10 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     columns = 1 + bool(len(differences))
     width = "full" if columns == 2 else "column"
     with new_figure(2, columns, width, 3.7, sharex=True) as (figure, axes):
-        for (name, scale, label, unit), (left, *rights) in zip(ALONG, axes, strict=True):
+        for name, (left, *rights) in zip(FIGURES, axes, strict=True):
+            label, unit, scale, _ = FIGURES[name]
             _draw_lines(left, rows, field, lines, name, scale)
-            left.set_ylabel(label)
+            left.set_ylabel(f"{label}, {unit.replace('points', '%')}")
             for right in rights:
                 pairs = differences[differences["figure"] == name]
                 _draw_intervals(right, pairs, field, lines, scale)

@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mixshare.figures.names import title
+from mixshare.figures.names import FIGURES, title
 from mixshare.figures.style import (
     BESIDE,
     ENCODER_STYLES,
@@ -20,17 +20,11 @@ from mixshare.figures.style import (
     MEMBER_COLORS,
     SHARED_COLOR,
     draw_comparison,
-    draw_interval,
     legend_above,
     new_figure,
     style_of,
 )
 
-# Of `adjustments`: a figure, its scale, and its label.
-CHANGES = (
-    ("accuracy_ensemble", 100, "accuracy, points"),
-    ("nll", 1, "NLL, nats (less is better)"),
-)
 NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
@@ -101,8 +95,7 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
         label = None if k else "chance, 5 to 95 %"
         panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label=label)
-        interval = row.overlap_low, row.overlap, row.overlap_high
-        draw_interval(panel, x, interval, vertical=True, **style)
+        panel.plot([x], [row.overlap], **style)
     panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
 
 
@@ -203,13 +196,14 @@ def adjustments(table: pd.DataFrame) -> Figure:
     changes = table.drop_duplicates("place")["change"]
     count = len(changes)
     with new_figure(1, 4, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
-        for (near, whole), (name, scale, label) in zip(axes[0].reshape(2, 2), CHANGES, strict=True):
-            rows = table[table["figure"] == name]
+        for (near, whole), figure_name in zip(axes[0].reshape(2, 2), FIGURES, strict=True):
+            label, unit, scale, _ = FIGURES[figure_name]
+            rows = table[table["figure"] == figure_name]
             for panel in (near, whole):
                 _draw_changes(panel, rows, scale)
             limit = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
             near.set_xlim(-limit, limit)
-            near.set_xlabel(f"{label}:\nnear zero")
+            near.set_xlabel(f"{label}, {unit}:\nnear zero")
             whole.set_xlabel("the whole range")
             _point_beyond(near, rows, scale, limit)
         labels = [textwrap.fill(change, LINE_LENGTH) for change in changes]

@@ -1,7 +1,7 @@
 """What all figures share: the style sheet, widths on a page, a method's style, legends, saving."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,27 +101,6 @@ def legend_above(figure: Figure, panel: Axes, columns: int, last: str = "") -> N
     figure.legend(handles, labels, loc="outside upper right", ncols=columns)
 
 
-def draw_interval(
-    panel: Axes,
-    position: float,
-    interval: Sequence[float],
-    vertical: bool = False,
-    **style: Any,
-) -> None:
-    """Draw a line from low to high with a marker in the middle.
-
-    Args:
-        panel: Where it is drawn.
-        position: On the other axis.
-        interval: Low, middle, high.
-        vertical: Along the y axis; else along the x axis.
-        **style: Of the line and its marker; the line is always solid.
-    """
-    positions = [position] * 3
-    x, y = (positions, interval) if vertical else (interval, positions)
-    panel.plot(x, y, **style | {"linestyle": "-"}, markevery=[1])
-
-
 def draw_comparison(
     panel: Axes,
     positions: tuple[float, float],
@@ -137,13 +116,15 @@ def draw_comparison(
         positions: Of the two, on the other axis.
         row: Of a table of `chapters.statistics`, as a named tuple.
         scale: What the numbers are multiplied by.
-        vertical, style: As in `draw_interval`.
+        vertical: Along the y axis; else along the x axis.
+        **style: Of the lines and the marker; lines are always solid.
     """
-    seeds = (row.seeds_low, row.difference, row.seeds_high)
-    images = (row.images_low, row.difference, row.images_high)
     plain = style | {"marker": "none", "linewidth": 0.6, "label": None}
-    for position, ends, look in zip(positions, (seeds, images), (style, plain), strict=True):
-        draw_interval(panel, position, [scale * end for end in ends], vertical, **look)
+    for kind, position, look in zip(("seeds", "images"), positions, (style, plain), strict=True):
+        low, high = (getattr(row, f"{kind}_{end}") for end in ("low", "high"))
+        values, places = [scale * end for end in (low, row.difference, high)], [position] * 3
+        x, y = (places, values) if vertical else (values, places)
+        panel.plot(x, y, **look | {"linestyle": "-"}, markevery=[1])
 
 
 def save(figure: Figure, path: Path | str) -> None:

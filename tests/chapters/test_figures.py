@@ -107,8 +107,7 @@ def along(lines, widths, seeds=3):
 
 
 def sharing(names):
-    interval = {"overlap_low": 0.5, "overlap": 0.6, "overlap_high": 0.7}
-    numbers = interval | {"null_5": 0.3, "null_95": 0.5}
+    numbers = {"overlap": 0.6, "null_5": 0.3, "null_95": 0.5}
     rows = [
         {"method": name, "seed": seed, "block": block, **numbers}
         for name in names

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import mixshare
 from mixshare import MimoWideResNet, features
 from mixshare.batch import Normalise
-from mixshare.chapters import bootstrap, similarity
+from mixshare.chapters import similarity
 from mixshare.data import load_data
 from mixshare.features import Parts
 
@@ -139,11 +139,6 @@ class TestBlockImportance:
 
         (found,) = features.block_importance(identity, pictures, pictures[:1], 0)
         np.testing.assert_allclose(found, [[variance(pictures.numpy())]], rtol=1e-6)
-        (found,) = bootstrap.importance(identity, pictures, pictures[:1], 0, replicates=1)
-        random = np.random.Generator(np.random.Philox(0))
-        drawn = pictures.numpy().repeat(random.multinomial(400, np.full(400, 1 / 400)), axis=0)
-        expected = [[variance(pictures.numpy())], [variance(drawn)]]
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_leaves_the_network_as_it_was(self):
         model, pictures, before = network(), images(9, 3, 8, 8), network().state_dict()
@@ -184,91 +179,10 @@ class TestBlockImportance:
         assert 10_000 < int(subprocess.check_output([sys.executable, "-c", script])) < 1_000_000
 
 
-def resampled(maps, images, fixed):
-    """Return the importances in samples of images and fixed inputs, drawn with replacement.
-
-    Args:
-        maps: By fixed input, the maps after each block.
-        images: Which images.
-        fixed: Which fixed inputs.
-    """
-    blocks = []
-    for k in range(len(maps[0])):
-        each = [importance(maps[d][k][images]) for d in fixed]
-        blocks.append(torch.stack(each).mean(dim=0))
-    return blocks
-
-
-class TestBootstrap:
-    def test_is_the_direct_formula_on_the_images_and_fixed_inputs_drawn(self, monkeypatch):
-        monkeypatch.setattr(features, "ROWS", 20)
-        model, pictures, fixed = network(3), images(23, 3, 8, 8), images(3, 3, 8, 8, seed=2)
-        found = bootstrap.importance(model, pictures, fixed, 1, replicates=4, seed=9)
-        maps = [block_outputs(model, pictures, one, 1) for one in fixed]
-        random = np.random.Generator(np.random.Philox(9))
-        counts = random.multinomial(23, np.full(23, 1 / 23), size=4)
-        drawn = random.integers(3, size=(4, 3))
-        estimate = resampled(maps, np.arange(23), range(3))
-        assert_close([block[0] for block in found], estimate, rtol=1e-9)
-        for r in range(4):
-            expected = resampled(maps, np.repeat(np.arange(23), counts[r]), drawn[r])
-            assert_close([block[1 + r] for block in found], expected, rtol=1e-9)
-
-    def test_spreads_as_drawing_images_by_hand_does_around_the_estimate(self):
-        model, pictures, fixed = network(), images(60, 3, 4, 4), images(4, 3, 4, 4, seed=2)
-        found = bootstrap.importance(model, pictures, fixed, 0, replicates=500)
-        maps = [block_outputs(model, pictures, one, 0) for one in fixed]
-        random = np.random.default_rng(5)
-        by_hand = []
-        for _ in range(500):
-            drawn = random.integers(60, size=60), random.integers(4, size=4)
-            by_hand.append(resampled(maps, *drawn))
-        for k, estimate in enumerate(features.block_importance(model, pictures, fixed, 0)):
-            replicates, slow = found[k][1:], torch.stack([sample[k] for sample in by_hand])
-            deviation = replicates.std(dim=0)
-            shift = replicates.mean(dim=0) - estimate.mean(dim=0) * 59 / 60
-            standard_errors = shift / deviation * 500**0.5
-            spread = deviation / slow.std(dim=0)
-            assert standard_errors.abs().max() < 4
-            assert 0.97 < spread.mean() < 1.03 and 0.8 < spread.min() < spread.max() < 1.25
-
-    def test_draws_the_same_samples_whatever_member_and_network_and_others_for_another_seed(self):
-        pictures, fixed = images(12, 3, 4, 4), images(3, 3, 4, 4, seed=2)
-
-        def first_block(members, member, seed):
-            encode, core = [network().encoders[0]] * members, [torch.clone]
-            twin = replace(features.parts(network(members)), encode=encode, blocks=core)
-            return bootstrap.importance(twin, pictures, fixed, member, 5, seed)[0]
-
-        one, other_member = first_block(2, 0, seed=1), first_block(2, 1, seed=1)
-        other_network, other_seed = first_block(3, 2, seed=1), first_block(2, 0, seed=2)
-        assert one.shape == (6, 16) and torch.equal(one, other_member)
-        assert torch.allclose(one, other_network, rtol=1e-9)
-        assert torch.equal(one[0], other_seed[0]) and not (one[1:] == other_seed[1:]).any()
-
-    @pytest.mark.parametrize("method", ["mimo", "mixshare"])
-    def test_gives_an_interval_around_the_overlap_of_a_trained_run(self, finished, digits, method):
-        network = finished(method).model
-        pictures = Normalise(digits).inputs(digits.test_images[:60])
-        estimates, samples = (
-            [study(network, pictures, pictures[:2], member, *more) for member in (0, 1)]
-            for study, more in (
-                (features.block_importance, ()),
-                (bootstrap.importance, (100,)),
-            )
-        )
-        for k in range(3):
-            drawn = features.overlap(samples[0][k], samples[1][k])[1:]
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            one, other = (estimate[k].mean(dim=0) for estimate in estimates)
-            assert low < features.overlap(one, other) < high < low + 0.25
-
-
 @pytest.mark.parametrize("member", [-1, 2, 7])
-@pytest.mark.parametrize("study", [features.block_importance, bootstrap.importance])
-def test_an_unknown_member_is_refused_in_one_line(study, member, in_a_line):
+def test_an_unknown_member_is_refused_in_one_line(member, in_a_line):
     with pytest.raises(ValueError) as error:
-        study(network(), images(4, 3, 8, 8), images(2, 3, 8, 8), member)
+        features.block_importance(network(), images(4, 3, 8, 8), images(2, 3, 8, 8), member)
     message = in_a_line(error.value)
     assert str(member) in message and "0 to 1" in message
 
@@ -352,7 +266,7 @@ class TestInputAndOutputBlock:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, digits):
-    """Return the kernels' mean cosine and a 95 % interval of the overlap after block 1, by run."""
+    """Return the kernels' mean cosine and the overlap after block 1, by run."""
     pictures, found = Normalise(digits).inputs(digits.test_images[:120]), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXSHARE_OUTPUTS", str(tmp_path_factory.mktemp("empty")))
@@ -361,11 +275,11 @@ def published(tmp_path_factory, digits):
             model = features.parts(run.model)
             first = replace(model, blocks=model.blocks[:1])
             importances = [
-                bootstrap.importance(first, pictures, pictures[:3], member, 100)[0]
+                features.block_importance(first, pictures, pictures[:3], member)[0].mean(dim=0)
                 for member in (0, 1)
             ]
-            interval = np.quantile(features.overlap(*importances)[1:], [0.025, 0.975])
-            found[method, seed] = features.kernel_alignment(model)[0].mean(), *interval
+            cosine = features.kernel_alignment(model)[0].mean()
+            found[method, seed] = cosine, features.overlap(*importances)
     return found
 
 
@@ -373,9 +287,8 @@ def published(tmp_path_factory, digits):
 class TestThePublishedDigits:
     @pytest.mark.parametrize("other", ["mimo", "cut_mixmo"])
     def test_share_more_after_block_1_with_mixshare_than_without(self, published, other, seed):
-        _, low, _ = published["mixshare", seed]
-        _, _, high = published[other, seed]
-        assert low > high
+        (_, shared), (_, apart) = published["mixshare", seed], published[other, seed]
+        assert shared > apart + 0.2
 
     def test_keep_kernels_alike_that_started_alike_and_apart_that_did_not(self, published, seed):
         cosine = {

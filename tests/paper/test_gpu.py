@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import mixshare
 from mixshare import RunConfig, execution, features, runs, training
 from mixshare.batch import Batches
-from mixshare.chapters import bootstrap, similarity, studies
+from mixshare.chapters import similarity, studies
 from mixshare.config import METHODS
 from mixshare.data import Data, load_data
 from mixshare.plan import plan_epoch
@@ -121,14 +121,9 @@ STUDIES = {
     "importance": lambda network, images, fixed, labels: features.block_importance(
         network, images, fixed, 1
     ),
-    "bootstrap": lambda network, images, fixed, labels: bootstrap.importance(
-        network, images, fixed, 0, replicates=5
-    ),
-    "cka": lambda network, images, fixed, labels: [
-        similarity.cka(network, images, fixed, batch=4, replicates=5)
-    ],
+    "cka": lambda network, images, fixed, labels: [similarity.cka(network, images, fixed, batch=4)],
     "cross-talk": lambda network, images, fixed, labels: similarity.cross_talk(
-        network, images, labels, fixed, replicates=5
+        network, images, labels, fixed
     ).values(),
     "norms": lambda network, images, fixed, labels: [
         features.kernel_norms(network),
