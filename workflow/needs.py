@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -124,19 +125,15 @@ def _bytes(config: RunConfig) -> float:
 # The forecast: hours of missing runs, from the throughput that finished runs recorded
 
 
-RECORDED = ("device", "threads", "wall_seconds", "train_images", "image_shape")
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a finished run recorded of its training, in the order of RECORDED."""
+class FinishedRun(NamedTuple):
+    """What a finished run recorded of its training; but for the configuration, by these names."""
 
     config: RunConfig
     device: str
     threads: int
-    seconds: float
-    images: int  # trained on
-    shape: list[int]  # height, width and channels of an image
+    wall_seconds: float
+    train_images: int
+    image_shape: list[int]  # height, width, channels
 
 
 def estimate(configs: Sequence[RunConfig]) -> list[str]:
@@ -157,7 +154,7 @@ def finished_runs(datasets: set[str]) -> Iterator[FinishedRun]:
             try:
                 config = RunConfig.from_dict(read_json(path.with_name("config.json")))
                 provenance = read_json(path)["provenance"]
-                run = FinishedRun(config, *(provenance[name] for name in RECORDED))
+                run = FinishedRun(config, *(provenance[name] for name in FinishedRun._fields[1:]))
             except (FileProblem, ValueError, TypeError, KeyError):  # damaged, or of another version
                 continue
             if run.config.dataset in datasets:
@@ -167,14 +164,12 @@ def finished_runs(datasets: set[str]) -> Iterator[FinishedRun]:
 def _estimate(
     configs: Sequence[RunConfig], device: str, threads: int, known: Sequence[FinishedRun]
 ) -> str:
-    missing = {config.dataset for config in configs} - {run.config.dataset for run in known}
-    if missing:
+    if missing := {config.dataset for config in configs} - {run.config.dataset for run in known}:
         names = ", ".join(sorted(missing))
         return f"on {device}: no estimate, for no run on {names} has finished there"
     hours = sum(training_seconds(config, known) for config in configs) / 3600
-    how = "one run at a time"
-    if device.startswith("cpu"):
-        how = f"{threads} thread{'s' * (threads > 1)} a run"
+    on_threads = f"{threads} thread{'s' * (threads > 1)} a run"
+    how = on_threads if device.startswith("cpu") else "one run at a time"
     total = f"{hours:,.{1 if hours < 10 else 0}f} hours in all"
     return f"on {device}, {how}: about {total}, by {len(known)} finished runs"
 
@@ -185,11 +180,11 @@ def training_seconds(config: RunConfig, known: Sequence[FinishedRun]) -> float:
     Of these, the ones nearest in multiply-adds count, by their median time of a multiply-add.
     """
     same_data = [run for run in known if run.config.dataset == config.dataset]
-    images, shape = same_data[0].images, same_data[0].shape
+    images, shape = same_data[0].train_images, same_data[0].image_shape
     size = _multiply_adds(config, shape)
     distances = [abs(_multiply_adds(run.config, shape) / size - 1) for run in same_data]
     nearest = [run for run, d in zip(same_data, distances, strict=True) if d == min(distances)]
-    pace = median(run.seconds / _work(run.config, images, shape) for run in nearest)
+    pace = median(run.wall_seconds / _work(run.config, images, shape) for run in nearest)
     return pace * _work(config, images, shape)
 
 

@@ -1,4 +1,4 @@
-"""From working results to the published ones: checked, copied, and their tables in the README."""
+"""From working results to the published ones: checked, copied, and their tables in the pages."""
 
 import getpass
 import re
@@ -38,7 +38,7 @@ LARGE_FILES = {
     # weights: 6 MB a run
     "paper": {"weights.safetensors": [], "test_logits.npz": _FIRST},
 }
-MARKS = ("<!-- table: {} -->", "<!-- end of table -->")  # around each table in the README
+MARKS = ("<!-- table: {} -->", "<!-- end of table -->")  # around each table in a page
 
 
 def publish(
@@ -78,7 +78,7 @@ def publish(
     folder = published_folder() / profile
     _replace_folder(folder, copies)
     print(f"{len(copies)} files, {size / 1e6:.1f} MB in all, in {display_path(folder)}")
-    write_readme_tables()
+    write_tables()
 
 
 def published_batch(
@@ -190,32 +190,33 @@ def _replace_folder(folder: Path, copies: dict[Path, Path]) -> None:
     new.rename(folder)
 
 
-def write_readme_tables() -> None:
-    """Bring every marked table of the README up to date; raises OSError where none is marked.
+def pages() -> list[Path]:
+    """Return the pages that people read: the README, and those in `docs/`."""
+    return [project_root() / "README.md", *sorted((project_root() / "docs").glob("*.md"))]
+
+
+def write_tables() -> None:
+    """Bring every marked table of the pages up to date.
 
     A mark names a profile, or a profile and its grid, such as `digits/width`, or the claims.
     """
-    path = project_root() / "README.md"
     begin, end = MARKS
 
     def updated(marks: re.Match) -> str:
-        return f"{begin.format(marks['name'])}\n{readme_table(marks['name'])}{end}"
+        return f"{begin.format(marks['name'])}\n{page_table(marks['name'])}{end}"
 
     name = re.escape(begin).replace(r"\{\}", "(?P<name>[^ ]+)")
     marked = re.compile(rf"{name}\n.*?{re.escape(end)}", re.S)
-    text, count = marked.subn(updated, path.read_text(encoding="utf-8"))
-    if not count:
-        raise FileProblem(
-            f"{display_path(path)} has lost the marks {begin.format('digits')} and {end} around "
-            "its tables"
-        )
-    write_text(path, text)
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        if (new := marked.sub(updated, text)) != text:
+            write_text(path, new)
 
 
-def readme_table(name: str) -> str:
-    """Return the table that a mark in the README names."""
+def page_table(name: str) -> str:
+    """Return the table that a mark names."""
     if name == "claims":
         folders = sorted(published_folder().glob("*/studies"))
-        return report.overview({path.parent.name: path for path in folders})
+        return report.overview({path.parent.name: path for path in folders}, main=True)
     profile, _, grid = name.partition("/")
     return results.results_table(published_folder() / profile, grid)

@@ -36,6 +36,7 @@ class Claim:
     falsified: str
     open: str
     chapter: str
+    main: bool = False
     holds: str = ""
     family: str = ""  # by default its chapter
     evidence: tuple[dict[str, Any], ...] = ()

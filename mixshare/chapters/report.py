@@ -131,29 +131,44 @@ def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.Data
     if "seeds_low" in table:
         rows = [_comparison(row, name) for row in table.to_dict("records")]
         return pd.DataFrame(rows).set_index([key for key in COMPARED if key in table])
-    shown = table.assign(method=table["method"].map(name))
+    shown = _with_intervals(table).assign(method=table["method"].map(name))
     for column in [c for c in shown if c.startswith(PERCENT) and shown[c].dtype == float]:
         shown[column] = 100 * shown[column]
         shown = shown.rename(columns={column: f"{column}, %"})
-    shown.columns = shown.columns.str.replace("_", " ")
-    return shown.set_index([key for key in SCORED if key in shown]).round(2)
+    shown = shown.set_index([key for key in SCORED if key in shown]).round(2)
+    if "verdict" in shown:
+        shown.insert(0, "verdict", shown.pop("verdict"))
+    for word, full in {"_": " ", "nll": "NLL", "cka": "CKA", "init ": "untrained: "}.items():
+        shown.columns = shown.columns.str.replace(word, full)
+    return shown
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Put each value and its interval into one column: "0.37 (0.36 to 0.37)"."""
+    texts = table.copy()
+    for name in [name for name in table if f"{name}_low" in table]:
+        low, high = texts.pop(f"{name}_low"), texts.pop(f"{name}_high")
+        values = zip(texts[name], low, high, strict=True)
+        texts[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in values]
+    return texts
 
 
 def _comparison(row: dict[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
     """Return a row of `readable` for a comparison, in the units of its figure."""
     what, unit, scale, digits = FIGURES[row["figure"]]
     names = {key: name(row[key]) for key in ("base", "method", "other") if key in row}
+    spans = "; ".join(span(row, kind, scale, digits) for kind in ("seeds", "images"))
     return {
         "figure": f"{what}, {unit}",
         **({"change": row["change"]} if "change" in row else {}),
         **names,
-        "difference": signed(scale * row["difference"], digits),
-        "95 % over seeds": span(row, "seeds", scale, digits),
-        "95 % over images": span(row, "images", scale, digits),
+        "verdict": row["verdict"],
+        "difference (95 %: over seeds; over test images)": (
+            f"{signed(scale * row['difference'], digits)} ({spans})"
+        ),
         "p (Holm)": f"{row['holm']:.3f}",
         "images that differ": row["differing"],
         "sign of the mean in": f"{row['seeds']} seeds",
-        "verdict": row["verdict"],
     }
 
 
@@ -182,7 +197,7 @@ def judged(folder: Path) -> pd.DataFrame:
         texts = evidence(found[found["claim"] == claim.claim])
         pieces = claim.holds or "; ".join(texts) or "none in these results"
         rows.append({**vars(claim), "evidence": pieces, "verdict": verdict})
-    return pd.DataFrame(rows).drop(columns=["holds", "family"])
+    return pd.DataFrame(rows).drop(columns=["main", "holds", "family"])
 
 
 def box(folder: Path, chapter: str = "") -> Text:
@@ -203,15 +218,17 @@ def box(folder: Path, chapter: str = "") -> Text:
     return Text("\n\n".join(boxes))
 
 
-def overview(folders: dict[str, Path]) -> Text:
+def overview(folders: dict[str, Path], main: bool = False) -> Text:
     """Return the claims as a table in Markdown, with a column of verdicts for each profile.
 
     Args:
         folders: By profile, as in `judged`.
+        main: The main claims alone.
     """
     tables = {name: judged(folder) for name, folder in folders.items()}
     columns = ["claim", "place", *tables, "chapter"]
     rows = next(iter(tables.values())).assign(**{n: t["verdict"] for n, t in tables.items()})
     rows["chapter"] = rows["chapter"].str[:2]
+    rows = rows[[claim.main or not main for claim in claims.all_claims()]]
     lines = [columns, ["---"] * len(columns), *rows[columns].to_numpy().tolist()]
     return Text("".join(f"| {' | '.join(line)} |\n" for line in lines))

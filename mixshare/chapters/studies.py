@@ -211,7 +211,7 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     rows = []
     for key, group in table.groupby(by, sort=False):
         row = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
-        for name in _scores(group):
+        for name in [name for name in SCORES if name in table]:
             row[name], row[f"{name}_low"], row[f"{name}_high"] = statistics.interval(group[name])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -237,22 +237,10 @@ def over_training(table: pd.DataFrame, by: list[str], scores: Sequence[str]) -> 
             verdict = "rises" if low > 0 else "falls" if high < 0 else statistics.UNDECIDED
             numbers = {"start": start.mean(), "end": end.mean(), "change": mean}
             names = dict(zip(by, key, strict=True)) | {"score": name, "seeds": len(group)}
-            rows.append(names | numbers | {"low": low, "high": high, "verdict": verdict})
+            rows.append(
+                names | numbers | {"change_low": low, "change_high": high, "verdict": verdict}
+            )
     return pd.DataFrame(rows)
-
-
-def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """Format each score and its interval as one column: "0.37 (0.36 to 0.37)"."""
-    texts = table.copy()
-    for name in _scores(table):
-        low, high = texts.pop(f"{name}_low"), texts.pop(f"{name}_high")
-        values = zip(texts[name], low, high, strict=True)
-        texts[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in values]
-    return texts
-
-
-def _scores(table: pd.DataFrame) -> list[str]:
-    return [name for name in SCORES if name in table]
 
 
 def norm_overlaps(run: runs.Run) -> pd.DataFrame:

@@ -102,15 +102,24 @@ class TestReadable:
         table = report.readable(pairs({}, {"figure": "nll", "difference": -0.0123}))
         assert table.index.names == ["figure", "method", "other"]
         accuracy = table.loc[("ensemble accuracy, points", "MixShare", "MIMO")]
-        assert accuracy["difference"] == "+1.00" and accuracy["95 % over seeds"] == "−1.00 to +3.00"
+        column = "difference (95 %: over seeds; over test images)"
+        assert list(table)[:2] == ["verdict", column]
+        assert accuracy[column] == "+1.00 (−1.00 to +3.00; 0.00 to +2.00)"
         assert accuracy["sign of the mean in"] == "2 of 3 seeds"
-        assert table.loc[("NLL, nats", "MixShare", "MIMO"), "difference"] == "−0.012"
+        assert table.loc[("NLL, nats", "MixShare", "MIMO"), column].startswith("−0.012 (")
 
     def test_scores_are_in_percent_where_they_are_shares(self):
         scores = {"method": ["mixshare"], "seed": [1], "accuracy_ensemble": [0.9912], "nll": [0.5]}
         table = report.readable(pd.DataFrame(scores))
         assert table.index.names == ["method", "seed"] and table.index[0] == ("MixShare", 1)
-        assert table.loc[("MixShare", 1)].to_dict() == {"accuracy ensemble, %": 99.12, "nll": 0.5}
+        assert table.loc[("MixShare", 1)].to_dict() == {"accuracy ensemble, %": 99.12, "NLL": 0.5}
+
+    def test_a_score_and_its_interval_are_one_column_and_the_verdict_comes_first(self):
+        numbers = {"cka": [0.5], "cka_low": [0.25], "cka_high": [0.75], "init_overlap": [0.3]}
+        scores = {"method": ["mimo"], "block": [1]} | numbers | {"verdict": ["shared"]}
+        table = report.readable(pd.DataFrame(scores))
+        wanted = {"verdict": "shared", "CKA": "0.50 (0.25 to 0.75)", "untrained: overlap": 0.3}
+        assert table.loc[("MIMO", 1)].to_dict() == wanted and list(table)[0] == "verdict"
 
 
 class TestClaims:

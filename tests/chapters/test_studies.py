@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import mixshare
 from mixshare import data, features, figures, metrics, mixing, runs
-from mixshare.chapters import similarity, statistics, studies
+from mixshare.chapters import report, similarity, statistics, studies
 from mixshare.chapters.speed import multiply_adds
 from mixshare.files import published_folder
 from mixshare.training import Training
@@ -152,7 +152,7 @@ def test_over_the_seeds_every_score_has_scipys_t_interval_and_reads_as_one_colum
     assert averaged.iloc[1][["seeds", "cka"]].tolist() == [1, 0.1]
     assert averaged.iloc[1][["cka_low", "cka_high"]].isna().all()
     text = f"0.63 ({scipys.low:.2f} to {scipys.high:.2f})"
-    assert studies.with_intervals(averaged).iloc[0].to_dict() == names | {"cka": text}
+    assert report.readable(averaged, str).iloc[0].to_dict() == {"seeds": 3, "CKA": text}
 
 
 def test_over_training_a_score_rises_or_falls_where_scipys_interval_of_its_change_leaves_out_zero():
@@ -168,7 +168,7 @@ def test_over_training_a_score_rises_or_falls_where_scipys_interval_of_its_chang
     for name, values in changes.items():
         row, mean = table.loc[name], np.mean(values)
         interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        numbers = [row[each] for each in ("start", "end", "change", "low", "high")]
+        numbers = [row[each] for each in ("start", "end", "change", "change_low", "change_high")]
         assert numbers == pytest.approx([0.2, 0.2 + mean, mean, *interval])
         assert row["seeds"] == 3
 

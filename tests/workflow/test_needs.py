@@ -119,11 +119,11 @@ class TestPlan:
     def test_a_wider_network_takes_longer_in_proportion_to_its_multiply_adds(self, copied):
         (known,) = needs.finished_runs({copied("mimo", 1).config.dataset})
         narrow, wide = (preset("smoke", "mimo", 1, width=width) for width in (1, 2))
-        costs = [needs._multiply_adds(config, known.shape) for config in (narrow, wide)]
+        costs = [needs._multiply_adds(config, known.image_shape) for config in (narrow, wide)]
         ratio = costs[1] / costs[0]
         assert 3 < ratio < 4
-        assert needs.training_seconds(narrow, [known]) == pytest.approx(known.seconds)
-        assert needs.training_seconds(wide, [known]) == pytest.approx(ratio * known.seconds)
+        assert needs.training_seconds(narrow, [known]) == pytest.approx(known.wall_seconds)
+        assert needs.training_seconds(wide, [known]) == pytest.approx(ratio * known.wall_seconds)
 
     def test_without_a_finished_run_on_the_data_there_is_no_estimate(self, copied):
         (line,) = needs.estimate([preset("digits")])

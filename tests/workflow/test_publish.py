@@ -21,7 +21,7 @@ def published(tmp_path, monkeypatch):
     """Return an empty folder of published results; working results count as done."""
     monkeypatch.setattr(targets.Target, "is_done", lambda self: True)
     monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
-    monkeypatch.setattr(publish, "write_readme_tables", lambda: None)
+    monkeypatch.setattr(publish, "write_tables", lambda: None)
     return tmp_path / "published"
 
 
@@ -235,9 +235,11 @@ def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path, monke
     first, second = begin.format("digits"), begin.format("digits/width")
     readme = tmp_path / "README.md"
     readme.write_text(f"a\n{first}\nold\n{end}\nb\n{second}\nx\n{end}\n")
-    publish.write_readme_tables()
+    publish.write_tables()
     tables = f"a\n{first}\n| digits \\1 |\n{end}\nb\n{second}\n| digits \\1 width|\n{end}\n"
     assert readme.read_text() == tables
-    readme.write_text("a\n")
-    with pytest.raises(FileProblem, match="has lost the marks"):
-        publish.write_readme_tables()
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(f"{first}\n{end}\n")
+    publish.write_tables()
+    assert page.read_text() == f"{first}\n| digits \\1 |\n{end}\n"

@@ -1,4 +1,4 @@
-"""What the project publishes: whole, computed from what lies with it, and as the README says."""
+"""What the project publishes: whole, computed from what lies with it, and as the pages say."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from mixshare.data import load_data
 from mixshare.files import project_root, published_folder, read_json
 from mixshare.training import test_logits as logits_of
 
-README = (project_root() / "README.md").read_text()
+PAGES = "\n".join(path.read_text() for path in publish.pages())
 PUBLISHED = published_folder()
 METHODS, SEEDS = list(targets.DEFAULT_METHODS), list(targets.DEFAULT_SEEDS)
 DIGITS = grids.select("", "digits", METHODS, SEEDS, "mixshare")
@@ -209,14 +209,14 @@ def test_a_published_chapter_shows_no_older_published_runs():
         assert equal == ("0" if of_a_grid else read), path
 
 
-class TestReadmeTables:
-    marked = re.findall(re.escape(publish.MARKS[0]).replace(r"\{\}", "([^ ]+)"), README)
+class TestTablesOfThePages:
+    marked = re.findall(re.escape(publish.MARKS[0]).replace(r"\{\}", "([^ ]+)"), PAGES)
 
     def test_they_are_the_published_ones(self):
         begin, end = publish.MARKS
         for name in self.marked:
-            shown = README.split(begin.format(name) + "\n")[1].split(end)[0]
-            assert shown == publish.readme_table(name)
+            shown = PAGES.split(begin.format(name) + "\n")[1].split(end)[0]
+            assert shown == publish.page_table(name)
             assert shown.count("\n") >= 4
 
     def test_every_published_profile_has_one_once_its_runs_are_compared(self):
@@ -226,17 +226,17 @@ class TestReadmeTables:
         }
 
 
-# What the README says
+# What the pages say
 
 
-class TestReadmeOnDigits:
+class TestThePagesOnDigits:
     def test_on_the_methods(self):
         pairs = table("digits", "paired.csv").set_index(["figure", "other"])
         accuracy, nll = pairs.loc["accuracy_ensemble"], pairs.loc["nll"]
         assert set(accuracy["verdict"]) == {statistics.TOO_FEW}
-        assert "differ on fewer than ten of the 500 test images" in README
+        assert "differ on fewer than ten of the 500 test images" in PAGES
         assert set(nll.loc[["mimo", "single"], "verdict"]) <= UNDECIDED
-        assert "can't be told from MIMO or from the single network" in README
+        assert "its differences from MIMO and from the single network are not significant" in PAGES
         sentences = (
             ("cut_mixmo", "lower", -1, "is ahead of Cut-MixMo (by {:.3f} nats; 95 % intervals: "),
             ("single+batch_repetition=2", "higher", 1, "is ahead of MixShare (by {:.3f} nats; "),
@@ -246,18 +246,16 @@ class TestReadmeOnDigits:
             ends = [sorted(sign * row[[f"{kind}_low", f"{kind}_high"]]) for kind in KINDS]
             numbers = (sign * row["difference"], *ends[0], *ends[1])
             end = "seeds {:.3f} to {:.3f}, test images {:.3f} to {:.3f})"
-            assert row["verdict"] == verdict and (start + end).format(*numbers) in README
+            assert row["verdict"] == verdict and (start + end).format(*numbers) in PAGES
         rows = table("digits", "runs.csv")
         assert (rows.loc[rows["method"] == "mixshare", "agreement"] == 1).all()
-        assert "two members give one label to every test image" in README
+        assert "two members give one label to every test image" in PAGES
 
     def test_on_what_training_makes_of_the_classifiers(self):
         norms = table("digits", "norms.csv").query("block == 'output'")
         cosines = norms.groupby("method")[["init_cosine", "cosine"]].mean()
         assert cosines["init_cosine"].abs().max() < 0.1
-        assert (
-            f"rises from about 0 to {cosines.loc['mixshare', 'cosine']:.2f} in MixShare" in README
-        )
+        assert f"rises from about 0 to {cosines.loc['mixshare', 'cosine']:.2f} in MixShare" in PAGES
         assert cosines.loc[["mimo", "cut_mixmo"], "cosine"].abs().max() < 0.1
 
     def test_on_the_control_with_one_network(self):
@@ -265,7 +263,10 @@ class TestReadmeOnDigits:
         tied = rows.loc["control: one network, same cutmix and pooling"]
         assert set(tied["figure"]) == {"accuracy_ensemble", "nll"}
         assert set(tied["verdict"]) <= UNDECIDED
-        assert "one network trained with its CutMix and unmixing can't be told from it" in README
+        assert (
+            "it does not differ significantly from one network trained with its CutMix and unmixing"
+            in PAGES
+        )
 
     def test_on_widths(self):
         pairs = table("digits", "width/paired.csv").set_index(["figure", "other"])
@@ -279,19 +280,19 @@ class TestReadmeOnDigits:
                 "{:.3f} nats (seeds {:.3f} to {:.3f}, test images {:.3f} to {:.3f}) at width "
             )
             shown = sentence.format(*(-pair[name] for name in ends)) + width
-            assert (shown in README) == (pair["verdict"] == "lower")
+            assert (shown in PAGES) == (pair["verdict"] == "lower")
         rows = table("digits", "width/runs.csv", dtype={"seed": str})
         nll = rows.pivot(index="seed", columns="method", values="nll").loc[["1", "2", "3"]]
         lead = {w: nll[f"mixshare{end}"] - nll[f"cut_mixmo{end}"] for w, end in widths.items()}
         shrinks = statistics.interval(lead["4"] - lead["1"])
         assert shrinks[1] > 0
         sentence = "from width 1 to 4 the lead shrinks by {:.3f} ({:.3f} to {:.3f} over seeds)"
-        assert sentence.format(*shrinks) in README
+        assert sentence.format(*shrinks) in PAGES
         behind = [(nll[f"cut_mixmo{end}"] - nll[f"single{end}"]).mean() for end in widths.values()]
         assert min(behind) > 0
         assert (
             "is ahead of Cut-MixMo as well, by {:.3f}, {:.3f} and {:.3f} nats".format(*behind)
-            in README
+            in PAGES
         )
 
     def test_on_half_precision(self):
@@ -306,7 +307,7 @@ class TestReadmeOnDigits:
             "no significant difference between half precision and float32, in accuracy or NLL, of "
             "`single`, `cut_mixmo` or `mixshare`"
         )
-        assert sentence in README
+        assert sentence in PAGES
 
     def test_on_speed(self):
         measured = json.loads((PUBLISHED / "digits" / "studies" / "speed.json").read_text())
@@ -325,4 +326,4 @@ class TestReadmeOnDigits:
                 **halves
             ),
         ):
-            assert sentence in README
+            assert sentence in PAGES
