@@ -1,8 +1,8 @@
 """Render the executed chapters of a profile as a book: `python docs/book.py digits`.
 
 Nothing is executed. A page is the reader's own executed chapter where there is one, else the
-published one. The pages' sources are written here, Sphinx renders them (conf.py), and pictures
-with controls are drawn in all their states (states.py).
+published one. The pages' sources are written here, Sphinx renders them (conf.py), and chapter 01's
+picture with controls is drawn in all its states (states.py).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 import states
-from states import TEMPLATES
+from states import TEMPLATES, Explorer
 
 from mixshare.chapters.results import results_table
 from mixshare.checks import FileProblem, InvalidValue, check_choice
@@ -39,7 +39,7 @@ Cell = dict[str, Any]
 DOCS = Path(__file__).parent
 CORE = Path("figures", "core.png")  # the paper's Fig. 6, as chapter 03 draws it
 DECISIONS = "What we had to decide"  # a part of the README, and a page
-STATES = "states"  # the book's folder of pictures that a reader can choose from
+STATES = "states"  # the book's folder of the states of its picture with controls
 _RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")
 
 
@@ -173,15 +173,13 @@ def assemble(profile: str, pages: Path) -> None:
             f"there are no executed chapters with a table of results of {profile} yet; "
             f"make reproduce PROFILE={profile}"
         )
-    folder = pages / STATES
-    folder.mkdir(parents=True)
+    (pages / STATES).mkdir(parents=True)
     # Chapter 01 is a run of the last method: mixshare, where it was trained.
     shown = next(run for run in runs if _method(run) == _method(runs[-1]))
     note = f"This is {shown.title}; [every other run](../runs.md) has a page of its own."
-    sources = {}
-    for name, path in sorted({"01_training": shown.path, **executed_chapters(profile)}.items()):
-        remark = note if path == shown.path else ""
-        sources[f"chapters/{name}.ipynb"] = chapter_page(path, remark, folder=folder)
+    texts = {name: chapter_page(path) for name, path in executed_chapters(profile).items()}
+    texts["01_training"] = chapter_page(shown.path, note, folder=pages / STATES)
+    sources = {f"chapters/{name}.ipynb": text for name, text in sorted(texts.items())}
     sources["index.md"] = first_page(profile, results, list(sources))
     for run in runs:
         if run is not shown:
@@ -203,14 +201,14 @@ def chapter_page(path: Path, note: str = "", title: str = "", folder: Path | Non
         path: The executed notebook.
         note: Follows the line under the title, which says where the chapter comes from.
         title: In place of the chapter's own.
-        folder: Where the states of its picture with controls go; without one, the picture stays
-            as it was executed.
+        folder: Where the states of chapter 01's picture with controls go; without one, a picture
+            stays as it was executed.
     """
     notebook = read_json(path)
-    chapter, _, grid = path.stem.partition("-")
+    _, _, grid = path.stem.partition("-")
     cells = list(_described(notebook["cells"]))
     if folder:
-        cells = _with_states(cells, chapter, notebook, folder / path.stem)
+        cells = list(_with_states(cells, states.remake(notebook), folder))
     heading, text = cells[0]["source"].split("\n", 1)
     heading = f"# {title}" if title else heading
     grid = f" (grid {grid})" if grid else ""
@@ -240,22 +238,16 @@ def _described(cells: list[Cell]) -> Iterator[Cell]:
         yield cell | {"source": source, "metadata": metadata}
 
 
-def _with_states(
-    cells: list[Cell], chapter: str, notebook: dict[str, Any], folder: Path
-) -> list[Cell]:
-    """Return the cells with all states of a picture with controls in place of its first one."""
-    tagged = [cell for cell in cells if "explore" in cell["metadata"].get("tags", [])]
-    explorer = states.remake(chapter, notebook) if tagged else None
-    if not explorer:
-        return cells
-    (cell,) = tagged
-    description = cell["metadata"]["mystnb"]
-    alt, caption = description["image"]["alt"], description["figure"]["caption"]
-    address = f"../{folder.parent.name}/{folder.name}"
-    html = states.page_html(explorer, folder, address, alt, caption)
-    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
-    explored = cell | {"metadata": {"tags": ["hide-input"]}, "outputs": [output]}
-    return [explored if each is cell else each for each in cells]
+def _with_states(cells: list[Cell], explorer: Explorer | None, folder: Path) -> Iterator[Cell]:
+    """Yield the cells with all states of the picture with controls in place of its first one."""
+    for cell in cells:
+        if explorer and "explore" in cell["metadata"].get("tags", []):
+            description = cell["metadata"]["mystnb"]
+            alt, caption = description["image"]["alt"], description["figure"]["caption"]
+            html = states.page_html(explorer, folder, alt, caption)
+            output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}
+            cell = cell | {"metadata": {"tags": ["hide-input"]}, "outputs": [output]}
+        yield cell
 
 
 def _folded(cells: list[Cell]) -> Iterator[Cell]:

@@ -1,7 +1,7 @@
-"""Pictures with controls for the book: every state is drawn beforehand, and explore.js shows one.
+"""Chapter 01's picture with controls for the book: all states are drawn, and explore.js shows one.
 
-In Jupyter, a kernel draws such a picture anew when a control is moved. A page has no kernel, so the
-explorer of an executed chapter is remade from the chapter's parameters and its run.
+In Jupyter, a kernel draws the picture anew when a control is moved. A page has no kernel, so the
+explorer is remade from the executed chapter's parameters and its run.
 """
 
 import ast
@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from mixshare import runs
-from mixshare.chapters import explore, studies
+from mixshare.chapters import explore
 from mixshare.chapters.explore import Explorer
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
@@ -25,15 +25,17 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def remake(chapter: str, notebook: dict[str, Any]) -> Explorer | None:
-    """Return the explorer of an executed chapter.
+def remake(notebook: dict[str, Any]) -> Explorer | None:
+    """Return the explorer of an executed chapter 01.
 
-    None where it has none, a run is missing, or the chapter had other parameters then.
+    None where nothing is mixed, the images may have to be downloaded, the run is missing, or the
+    chapter had other parameters then.
     """
-    if chapter not in EXPLORERS:
-        return None
+    parameters, names = executed_parameters(notebook), ("profile", "method", "seed", "overrides")
     try:
-        return EXPLORERS[chapter](executed_parameters(notebook))
+        config = RunConfig.of(*(parameters[name] for name in names))
+        drawn = config.members > 1 and config.dataset in BUILT_IN
+        return explore.mixed(runs.load(config), load_data(config.dataset)) if drawn else None
     except (FileProblem, KeyError):
         return None
 
@@ -46,54 +48,20 @@ def executed_parameters(notebook: dict[str, Any]) -> dict[str, Any]:
     return defaults | notebook["metadata"].get("papermill", {}).get("parameters", {})
 
 
-def training_explorer(parameters: dict[str, Any]) -> Explorer | None:
-    """Return chapter 01's; None where nothing is mixed, or the images may have to be downloaded.
-
-    Raises:
-        OSError: The run is not finished.
-    """
-    names = ("profile", "method", "seed", "overrides")
-    config = RunConfig.of(*(parameters[name] for name in names))
-    if config.members == 1 or config.dataset not in BUILT_IN:
-        return None
-    return explore.mixed(runs.load(config), load_data(config.dataset))
-
-
-def features_explorer(parameters: dict[str, Any]) -> Explorer | None:
-    """Return chapter 03's; None where the images may have to be downloaded.
-
-    Raises:
-        OSError: A run is not finished.
-    """
-    profile, methods, seed = (parameters[name] for name in ("profile", "methods", "seed"))
-    configs = [RunConfig.preset(profile, method, seed) for method in methods]
-    if configs[0].dataset not in BUILT_IN:
-        return None
-    pictured, data = [runs.load(config) for config in configs], load_data(configs[0].dataset)
-    images = studies.test_inputs(data, parameters["most_images"])
-    importances = [studies.block_importances(run, images) for run in pictured]
-    return explore.importance(pictured, importances, data)
-
-
-EXPLORERS = {"01_training": training_explorer, "03_subnetwork_features": features_explorer}
-
-
-def page_html(explorer: Explorer, folder: Path, address: str, alt: str, caption: str) -> str:
+def page_html(explorer: Explorer, folder: Path, alt: str, caption: str) -> str:
     """Draw every state of an explorer, and return the HTML in which explore.js shows one.
 
     Without scripts the first state is shown, without controls.
 
     Args:
         explorer: What is drawn for a choice, and what can be chosen.
-        folder: Where the pictures go, a PNG a state; it is made.
-        address: The folder, relative to the page.
+        folder: Where the pictures go, a PNG a state; it lies beside the page's own folder.
         alt, caption: Describe what all states show.
     """
-    folder.mkdir(parents=True)
     states = {}
     for number, (choice, picture, sentence) in enumerate(explorer.states()):
         (folder / f"{number}.png").write_bytes(picture)
-        state = {"src": f"{address}/{number}.png", "alt": f"{alt}. {sentence}"}
+        state = {"src": f"../{folder.name}/{number}.png", "alt": f"{alt}. {sentence}"}
         states[_key(choice)] = state | {"sentence": sentence}
     first = states[_key(explorer.start)]
     template = TEMPLATES.get_template("explore.html")

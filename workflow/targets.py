@@ -293,7 +293,7 @@ STUDIES = {
         ("adjustments.csv", "gap.csv", "adjustments.png"),
     ),
     "05_results": Study(_chosen, ("results.csv", "runs.csv", "paired.csv", "results.png")),
-    "06_speed": Study(lambda _: (), ("speed.json", "speed_spent.png", "speed_growth.png")),
+    "06_speed": Study(lambda _: (), ("speed.json", "speed_spent.png")),
 }
 
 

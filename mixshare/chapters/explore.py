@@ -13,9 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixshare import features, figures, mixing, runs
+from mixshare import figures, mixing, runs
 from mixshare.batch import Normalise
-from mixshare.chapters import similarity
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import in_jupyter
@@ -182,49 +181,3 @@ def _class_name(data: Data, label: Tensor) -> str:
 
 def _answer(data: Data, probabilities: Tensor) -> str:
     return f"{_class_name(data, probabilities.argmax())} ({probabilities.max():.2f})"
-
-
-# Chapter 03: which feature maps each subnetwork uses
-
-
-def importance(
-    pictured: Sequence[runs.Run], importances: Sequence[Sequence[Tensor]], data: Data
-) -> Explorer:
-    """Explore appendix D's importances: by run, by block, and by what the other input is fixed at.
-
-    Args:
-        pictured: The runs.
-        importances: For each of them what `studies.block_importances` returns.
-        data: Whose first test images the fixed inputs are.
-    """
-    count = importances[0][0].shape[1]
-    names = [_class_name(data, label) for label in data.test_labels[:count]]
-    fixed = [f"image {k} (class {name})" for k, name in enumerate(names, start=1)]
-    inputs = [f"mean of {count}", *fixed]
-    short_names = [figures.short(run.config.name) for run in pictured]
-    by_name = dict(zip(short_names, importances, strict=True))
-    blocks = range(1, len(importances[0]) + 1)
-    controls = {"method": [*by_name], "block": blocks, "fixed input": inputs}
-    draw = partial(_draw_importance, by_name, inputs)
-    return Explorer(draw, controls, (short_names[-1], 1, inputs[0]))
-
-
-def _draw_importance(
-    by_name: dict[str, Sequence[Tensor]], inputs: list[str], name: str, block: int, fixed: str
-) -> tuple[Figure, str]:
-    values = by_name[name][block - 1][:2]  # (2, F, C)
-    k = inputs.index(fixed)
-    pair = values[:, k - 1] if k else values.mean(dim=1)
-    overlap, (low, high) = features.overlap(*pair).item(), similarity.chance(*pair)
-    title = f"{name}, block {block}: overlap {overlap:.2f}"
-    figure = figures.overlaid([[(title, pair)]], "importance", "feature maps, sorted")
-    # One scale for all choices of a block.
-    largest = max(float(blocks[block - 1][:2].max()) for blocks in by_name.values())
-    figure.axes[0].set_ylim(0, 1.05 * largest)
-    verdict = similarity.verdict(overlap, low, high)
-    if verdict == "neither":
-        verdict = "neither shared nor separated"
-    return figure, (
-        f"{name} after block {block}, held at {fixed}: overlap {overlap:.2f}, by chance "
-        f"{low:.2f} to {high:.2f}: {verdict}."
-    )

@@ -9,15 +9,13 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import scipy.stats
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -43,13 +41,6 @@ SHAPES = {  # side in pixels, channels, classes
     "digits-few": (16, 1, 10),
 }
 TEST_IMAGES = EVALUATION_ROWS["cuda"]  # as many as a GPU evaluates at once at an epoch's end
-# Sizes over which the growth of a step's time is measured.
-GROWTH = {
-    "width": (1, 2, 4),
-    "members": (2, 4, 8),
-    "batch_size": (32, 64, 128),
-    "side": (16, 32, 64),
-}
 # Kinds of operators, by the names that torch gives them; the first that fits counts.
 KINDS = {
     "convolutions, backward": "convolution_backward|conv_backward",
@@ -61,10 +52,9 @@ KINDS = {
 REST = "the rest"
 
 
-def noise(dataset: str, images: int = 2048, side: int | None = None) -> Data:
-    """Return random images and labels of a data set's shape, or with another side in pixels."""
-    usual, channels, classes = SHAPES[dataset]
-    side = side or usual
+def noise(dataset: str, images: int = 2048) -> Data:
+    """Return random images and labels of a data set's shape."""
+    side, channels, classes = SHAPES[dataset]
     random = torch.Generator().manual_seed(0)
     shape = (images, side, side, channels)
     pixels = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
@@ -283,32 +273,6 @@ def _profile(step: Stepper, steps: int, device: torch.device) -> pd.DataFrame:
     if gpu:  # a kernel is counted in the operator that launches it
         rows = [row for row in rows if row[0].startswith("aten::")]
     return pd.DataFrame(rows, columns=["name", "time"])
-
-
-def growth(what: str, device: torch.device, rounds: int, steps: int) -> pd.DataFrame:
-    """Time a MixShare step on digits as one size grows and all else stays.
-
-    Args:
-        what: A key of GROWTH.
-        device: Where the steps run.
-        rounds, steps: As in `in_turn`.
-
-    Returns:
-        A row a size: the median of its seconds over the rounds.
-    """
-    steppers = {}
-    for size in GROWTH[what]:
-        overrides, side = ({}, size) if what == "side" else ({what: size}, None)
-        config = RunConfig.preset("digits", "mixshare", 1, **overrides)
-        steppers[size] = stepper(config, noise("digits", side=side), device)
-    seconds = in_turn(steppers, rounds, steps).median()
-    return pd.DataFrame({"what": what, "size": list(GROWTH[what]), "seconds": seconds.to_numpy()})
-
-
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Fit the power of the size that the time grows with; return it and its standard error."""
-    fit = scipy.stats.linregress(np.log(sizes), np.log(seconds))
-    return float(fit.slope), float(fit.stderr)
 
 
 def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:

@@ -3,7 +3,7 @@
 from mixshare.figures.names import title
 from mixshare.figures.of_architecture import architecture
 from mixshare.figures.of_results import along, claims, results
-from mixshare.figures.of_speed import growths, time_spent
+from mixshare.figures.of_speed import time_spent
 from mixshare.figures.of_studies import (
     adjustments,
     alignment,
@@ -35,6 +35,5 @@ __all__ = [
     "adjustments",
     "short",
     "time_spent",
-    "growths",
     "save",
 ]

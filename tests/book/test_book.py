@@ -1,6 +1,6 @@
 """The book as a reader sees it: its HTML, and its pages in headless Chromium, from the disk.
 
-A small book, with one run of each method and a few states of each picture with controls, is built
+A small book, with one run of each method and a few states of the picture with controls, is built
 once for all tests. Slow tests build the whole book of the published digits.
 """
 
@@ -28,7 +28,7 @@ from mixshare.files import project_root, published_folder
 
 ROOT = project_root()
 DIGITS = published_folder() / "digits"
-EXPLORED = ["chapters/01_training.html", "chapters/03_subnetwork_features.html"]
+EXPLORED = "chapters/01_training.html"  # the page of the picture with controls
 OTHERS = ["index.html", "runs.html", "code.html", "decisions.html", "api.html", "search.html"]
 LEFT_OUT = ["04_adjustments", "06_speed"]  # of the small book
 
@@ -53,17 +53,14 @@ PAGES, ALL_PAGES = [*CHAPTERS, *RUNS, *OTHERS], [*ALL_CHAPTERS, *ALL_RUNS, *OTHE
 SMALL_BOOK = """\
 import dataclasses, os, pathlib, sys
 import book, states
-from mixshare.chapters import studies
 
-def few(*chapter, remake=states.remake):
-    explorer, controls = remake(*chapter), {}
+def few(notebook, remake=states.remake):
+    explorer, controls = remake(notebook), {}
     for (name, options), first in zip(explorer.controls.items(), explorer.start):
         start = max(0, options.index(first) - 1)
         controls[name] = options[start : start + 2]
     return dataclasses.replace(explorer, controls=controls)
 
-all_images = studies.test_inputs
-studies.test_inputs = lambda data, most: all_images(data, 40)
 states.remake, folder = few, pathlib.Path(os.environ["PUBLISHED"])
 book.published_folder = lambda: folder
 sys.exit(book.main())
@@ -139,7 +136,7 @@ def executed_cells(page: str) -> list[dict]:
     name = page.removesuffix(".html")
     if page.startswith("runs/"):
         name = f"{name.removeprefix('runs/')}/01_training"
-    if page == "chapters/01_training.html":
+    if page == EXPLORED:
         name = "mixshare/seed-1/01_training"
     return json.loads((DIGITS / f"{name}.ipynb").read_text())["cells"]
 
@@ -147,9 +144,9 @@ def executed_cells(page: str) -> list[dict]:
 def check_outputs(book: Book, page: str) -> None:
     """Check that a page shows every output of its chapter as it is.
 
-    A picture with controls has all its states there, which `check_states` looks at.
+    The picture with controls has all its states there, which `check_states` looks at.
     """
-    hidden = {"regression"} | ({"explore"} if page in EXPLORED else set())
+    hidden = {"regression"} | ({"explore"} if page == EXPLORED else set())
     tags = [set(cell["metadata"].get("tags", [])) for cell in executed_cells(page)]
     cells = [c for c, own in zip(executed_cells(page), tags, strict=True) if not hidden & own]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
@@ -177,13 +174,13 @@ def check_descriptions(book: Book, page: str) -> None:
         assert not alt.startswith("Figure in the part")
 
 
-def check_states(book: Book, page: str) -> dict:
-    """Check a picture with controls: a picture and a sentence for each choice; return all."""
-    (explorer,) = book.soup(page).select("article .explore")
+def check_states(book: Book) -> dict:
+    """Check the picture with controls: a picture and a sentence for each choice; return all."""
+    (explorer,) = book.soup(EXPLORED).select("article .explore")
     controls, states = explorer.select("select, input"), json.loads(explorer.script.string)
     choices = [[each.text for each in c.select("option")] or steps(c) for c in controls]
     assert states.keys() == {", ".join(choice) for choice in itertools.product(*choices)}
-    files = [(book.folder / page).parent / state["src"] for state in states.values()]
+    files = [(book.folder / EXPLORED).parent / state["src"] for state in states.values()]
     # A box of 90 % has two places on each axis of 16 pixels: the middle is one of the corners.
     least = len(states) - ("90, middle" in states)
     assert len({path.read_bytes() for path in files}) >= least
@@ -298,13 +295,12 @@ class TestTheBook:
     def test_describes_every_figure_in_words_of_its_own(self, book, page):
         check_descriptions(book, page)
 
-    @pytest.mark.parametrize("page", EXPLORED)
-    def test_has_a_picture_and_a_sentence_for_every_state(self, book, page):
-        assert len(check_states(book, page)) in (2 * 2, 2 * 2 * 2)
+    def test_has_a_picture_and_a_sentence_for_every_state(self, book):
+        assert len(check_states(book)) == 2 * 2
 
     def test_writes_formulas_in_mathml(self, book):
         features = next(page for page in CHAPTERS if "03_" in page)
-        for page in (EXPLORED[0], features):
+        for page in (EXPLORED, features):
             markdown = [cell for cell in executed_cells(page) if cell["cell_type"] == "markdown"]
             text = "".join("".join(cell["source"]) for cell in markdown)
             formulas = re.findall(r"\$\$?.+?\$\$?", text, re.S)
@@ -333,14 +329,8 @@ class TestTheWholeBook:
             check_outputs(whole_book, page)
             check_descriptions(whole_book, page)
 
-    def test_has_every_state_of_a_picture_with_the_numbers_of_the_published_table(self, whole_book):
-        assert len(check_states(whole_book, EXPLORED[0])) == 5 * 5
-        states = check_states(whole_book, EXPLORED[1])
-        assert len(states) == 3 * 3 * 9
-        table = pd.read_csv(DIGITS / "studies" / "sharing.csv").query("seed == 1")
-        for row in table.itertuples():
-            state = states[f"{title(row.method)}, {row.block}, mean of 8"]
-            assert f"overlap {row.overlap:.2f}, by chance" in state["sentence"]
+    def test_has_every_state_of_the_picture_with_controls(self, whole_book):
+        assert len(check_states(whole_book)) == 5 * 5
 
 
 @pytest.fixture
@@ -538,7 +528,7 @@ class TestInABrowser:
         assert not opened.complaints
 
     def test_a_slider_moved_by_the_keyboard_shows_the_state_that_it_names(self, tab):
-        opened = tab("chapters/01_training.html")
+        opened = tab(EXPLORED)
         states = json.loads(opened.locator(".explore script").text_content())
         opened.get_by_label("share of input 1").press("ArrowLeft")
         opened.get_by_label("its box").press("ArrowDown")
@@ -548,20 +538,10 @@ class TestInABrowser:
         assert opened.locator(".explore [aria-live]").inner_text() == state["sentence"]
         assert opened.locator(".explore output").inner_text() == "30" and not opened.complaints
 
-    def test_a_method_chosen_from_a_list_shows_its_own_picture_and_number(self, tab):
-        opened, pictures = tab("chapters/03_subnetwork_features.html"), set()
-        shown, sentence = opened.locator(".explore img"), opened.locator(".explore [aria-live]")
-        for method in ("Cut-MixMo", "MixShare"):
-            opened.locator("select[name=method]").select_option(method)
-            assert sentence.inner_text().startswith(f"{method} after block 1")
-            assert shown.get_attribute("alt").endswith(sentence.inner_text())
-            pictures.add(shown.get_attribute("src"))
-        assert len(pictures) == 2 and not opened.complaints
-
     def test_without_scripts_the_first_state_is_shown_without_controls(self, browser, book):
         context = browser.new_context(java_script_enabled=False)
         opened = context.new_page()
-        opened.goto(f"{book.folder.as_uri()}/chapters/01_training.html")
+        opened.goto(f"{book.folder.as_uri()}/{EXPLORED}")
         assert opened.locator(".explore img").is_visible()
         assert not opened.locator(".explore form").is_visible()
         context.close()

@@ -13,6 +13,13 @@ from mixshare.data import load_data
 TRAINING = {"profile": "smoke", "method": "mixshare", "seed": 1, "overrides": {}}
 
 
+def executed_with(**parameters) -> dict:
+    """Return chapter 01 as if it had been executed with these parameters."""
+    notebook = json.loads(chapter_path("01_training").read_text())
+    notebook["metadata"]["papermill"] = {"parameters": parameters}
+    return notebook
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Return an explorer of a slider and a list, the folder of its pictures, and its HTML."""
@@ -21,8 +28,8 @@ def page(tmp_path_factory):
         {"how many": range(2, 7, 2), "a word": ["one", "three"]},
         (4, "three"),
     )
-    folder = tmp_path_factory.mktemp("page") / "states"
-    html = states.page_html(explorer, folder, "../states", 'What "it" shows', "A </script> caption")
+    folder = tmp_path_factory.mktemp("states", numbered=False)
+    html = states.page_html(explorer, folder, 'What "it" shows', "A </script> caption")
     return explorer, folder, BeautifulSoup(html, "html.parser")
 
 
@@ -63,39 +70,28 @@ class TestAnExecutedChapter:
     def test_has_the_parameters_that_it_was_executed_with(self):
         notebook = json.loads(chapter_path("01_training").read_text())
         assert states.executed_parameters(notebook) == TRAINING
-        notebook["metadata"]["papermill"] = {"parameters": {"seed": 3}}
-        assert states.executed_parameters(notebook) == TRAINING | {"seed": 3}
+        assert states.executed_parameters(executed_with(seed=3)) == TRAINING | {"seed": 3}
 
-    def test_has_the_picture_of_its_run(self, finished, copied):
+    def test_has_the_picture_of_its_run(self, copied):
         run = copied("mixshare", 1)
-        notebook = json.loads(chapter_path("01_training").read_text())
-        remade, direct = (
-            states.remake("01_training", notebook),
-            explore.mixed(run, load_data("digits-few")),
-        )
+        remade = states.remake(executed_with())
+        direct = explore.mixed(run, load_data("digits-few"))
         assert remade.state(remade.start) == direct.state(direct.start)
 
-    def test_has_the_picture_of_the_methods_that_it_compares(self, copied):
-        for method in ("mimo", "mixshare"):
-            copied(method, 1)
-        parameters = {"profile": "smoke", "methods": ["mimo", "mixshare"], "seed": 1}
-        explorer = states.features_explorer(parameters | {"most_images": 10})
-        assert explorer.controls["method"] == ["MIMO", "MixShare"]
-        assert explorer.start[0] == "MixShare"
+    def test_has_none_where_nothing_is_mixed_or_images_may_have_to_be_downloaded(
+        self, copied, monkeypatch
+    ):
+        run = copied("single", 1)
+        assert states.remake(executed_with(method="single")) is None
+        monkeypatch.setattr(states.runs, "load", lambda config: run)
+        monkeypatch.setattr(states, "load_data", lambda name: load_data("digits-few"))
+        assert states.remake(executed_with(profile="paper")) is None
 
-    def test_has_none_where_nothing_is_mixed_or_images_may_have_to_be_downloaded(self):
-        assert states.training_explorer(TRAINING | {"method": "single"}) is None
-        assert states.training_explorer(TRAINING | {"profile": "paper"}) is None
-        chosen = {"profile": "photographs", "methods": ["mixshare"], "seed": 1, "most_images": 10}
-        assert states.features_explorer(chosen) is None
-
-    def test_has_none_where_its_run_is_missing_or_it_had_other_parameters(self, outputs):
-        notebook = json.loads(chapter_path("01_training").read_text())
-        assert states.remake("01_training", notebook) is None
-        assert states.remake("02_kernel_alignment", notebook) is None
-        notebook = json.loads(chapter_path("03_subnetwork_features").read_text())
-        for cell in notebook["cells"]:
+    def test_has_none_where_its_run_is_missing_or_it_had_other_parameters(self, copied):
+        assert states.remake(executed_with()) is None
+        copied("mixshare", 1)
+        older = executed_with()
+        for cell in older["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
-                cell["source"] = [line for line in cell["source"] if "most_images" not in line]
-        notebook["metadata"]["papermill"] = {"parameters": {"profile": "digits"}}  # published
-        assert states.remake("03_subnetwork_features", notebook) is None
+                cell["source"] = [line for line in cell["source"] if "overrides" not in line]
+        assert states.remake(older) is None

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mixshare
-from mixshare import features, figures, mixing
-from mixshare.chapters import chapter_path, explore, similarity, studies
+from mixshare import figures, mixing
+from mixshare.chapters import chapter_path, explore, studies
 from mixshare.data import load_data
 from mixshare.runs import build_model
 
@@ -22,21 +22,6 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def mixed(finished):
     """Chapter 01's explorer, of a smoke run."""
     return explore.mixed(finished("mixshare", 1), DATA)
-
-
-@pytest.fixture(scope="module")
-def importances(finished):
-    """`studies.block_importances` of two smoke runs, by their names in chapter 03."""
-    images = studies.test_inputs(DATA)[:40]
-    runs = {"MIMO": finished("mimo", 1), "MixShare": finished("mixshare", 1)}
-    return {name: studies.block_importances(run, images) for name, run in runs.items()}
-
-
-@pytest.fixture(scope="module")
-def compared(finished, importances):
-    """Chapter 03's explorer, of the same runs."""
-    pictured = [finished("mimo", 1), finished("mixshare", 1)]
-    return explore.importance(pictured, list(importances.values()), DATA)
 
 
 def untrained(method: str, **overrides) -> SimpleNamespace:
@@ -93,9 +78,8 @@ class TestAPictureWithControls:
         assert int.from_bytes(picture[16:20]) == round(inches * explore.DPI)
         assert metadata["image/png"]["width"] == round(inches * 100)
 
-    @pytest.mark.parametrize("name", ["01_training", "03_subnetwork_features"])
-    def test_is_committed_without_widgets(self, name):
-        cells = nbformat.read(chapter_path(name), as_version=4).cells
+    def test_is_committed_without_widgets(self):
+        cells = nbformat.read(chapter_path("01_training"), as_version=4).cells
         (cell,) = [cell for cell in cells if "explore" in cell.metadata.get("tags", [])]
         assert [set(output.data) for output in cell.outputs] == [{"image/png", "text/plain"}]
 
@@ -161,39 +145,6 @@ class TestMixingByHand:
     def test_works_for_more_members_than_two(self):
         _, sentence = explore.mixed(untrained("mixshare", members=3), DATA).draw(50, "middle")
         assert sentence.count("classifier") == 3 and "Input 3 (class 2) has" in sentence
-
-
-class TestImportances:
-    def test_the_number_is_the_overlap_of_what_is_chosen(self, compared, importances):
-        labels = compared.controls["fixed input"]
-        for method, block, fixed in (("MIMO", 2, 0), ("MixShare", 3, 5)):
-            values = importances[method][block - 1]  # (M, F, C)
-            a, b = values[:, fixed - 1] if fixed else values.mean(dim=1)
-            _, sentence = compared.state((method, block, labels[fixed]))
-            assert sentence.startswith(
-                f"{method} after block {block}, held at {labels[fixed]}: "
-                f"overlap {features.overlap(a, b):.2f}, by chance"
-            )
-            overlap = features.overlap(a, b).item()
-            assert similarity.verdict(overlap, *similarity.chance(a, b)) in sentence
-
-    def test_a_fixed_input_is_named_by_what_it_shows(self, compared):
-        names = compared.controls["fixed input"]
-        assert len(names) == 1 + studies.FIXED
-        assert names[3] == f"image 3 (class {DATA.class_names[int(DATA.test_labels[2])]})"
-
-    def test_at_every_fixed_input_they_are_those_of_appendix_d(self, finished, importances):
-        run, images = finished("mimo", 1), studies.test_inputs(DATA)[:40]
-        direct = features.block_importance(run.model, images, images[3], 1)
-        for block, values in zip(direct, importances["MIMO"], strict=True):
-            assert values.shape[:2] == (2, studies.FIXED)
-            assert torch.allclose(values[1, 3], block)
-
-    def test_all_choices_of_a_block_have_one_scale(self, compared):
-        fixed = compared.controls["fixed input"][:3]
-        choices = [(method, 2, each) for method in ("MIMO", "MixShare") for each in fixed]
-        drawn = [compared.draw(*choice)[0] for choice in choices]
-        assert len({figure.axes[0].get_ylim() for figure in drawn}) == 1
 
 
 CELL = """\

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from mixshare import figures
 from mixshare.chapters import results
-from mixshare.chapters.speed import GROWTH, KINDS, REST
+from mixshare.chapters.speed import KINDS, REST
 from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
 from mixshare.config import METHODS, RunConfig
 from mixshare.figures import style
@@ -153,17 +153,9 @@ RATES = np.geomspace(0.1, 0.0001, 400)
 INDEPENDENT = [f"{name}+encoder_init=independent" for name in ALL]
 WIDTHS = [f"{name}+width={width}" for width in range(2, 12) for name in ALL]
 STARTS = ["mixshare", *(f"mixshare+encoder_init={start}" for start in ALIGNMENTS[1:])]
-GROWN = pd.DataFrame(
-    [
-        {"what": what, "size": size, "seconds": size / 100}
-        for what, sizes in GROWTH.items()
-        for size in sizes
-    ]
-)
 SHARES = pd.DataFrame(
     RANDOM.dirichlet(np.ones(6), size=2), index=["paper", "digits"], columns=[*KINDS, REST]
 )
-POWERS = {"width": 1.5, "members": 0.13, "batch_size": 0.82, "side": 1.98}
 
 EVIDENCE = pd.DataFrame(
     [
@@ -218,7 +210,6 @@ EXAMPLES = {
         (RunConfig.preset("digits", "mixshare", tied=True),),
     ],
     "claims": [(EVIDENCE,), (EVIDENCE[:1],), (EVIDENCE[:0],)],
-    "growths": [(GROWN, POWERS)],
 }
 
 

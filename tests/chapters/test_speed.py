@@ -6,7 +6,6 @@ No test asserts a time.
 import itertools
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import targets
@@ -141,37 +140,6 @@ def test_convolutions_take_onednns_fast_path_and_keep_the_format_from_the_first_
     assert in_format == [True] * 8
 
 
-def test_the_exponent_of_a_power_is_fitted_with_its_standard_error():
-    sizes, errors = [1, 2, 4, 8], (1.1, 0.9, 1.1, 0.9)
-    for power in (0.5, 1.0, 1.7):
-        exact = [3 * size**power for size in sizes]
-        assert speed.exponent(sizes, exact) == pytest.approx((power, 0), abs=1e-7)
-        seconds = [size**power * error for size, error in zip(sizes, errors, strict=True)]
-        x, y = np.log(sizes), np.log(seconds)
-        (slope, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
-        residual = np.polyfit(x, y, 1, full=True)[1][0] / 2
-        error = (covariance[0, 0] * residual) ** 0.5
-        assert speed.exponent(sizes, seconds) == pytest.approx((slope, error))
-
-
-def test_growth_is_of_the_size_that_is_named(monkeypatch):
-    made = []
-
-    def stepper(config, data, device):
-        made.append({**config.to_dict(), "side": data.shape[0]})
-        return lambda: None
-
-    monkeypatch.setattr(speed, "stepper", stepper)
-    usual = RunConfig.preset("digits", "mixshare", 1).to_dict() | {"side": 16}
-    for what, sizes in speed.GROWTH.items():
-        made.clear()
-        table = speed.growth(what, CPU, rounds=1, steps=1)
-        assert list(table["size"]) == list(sizes) and set(table["what"]) == {what}
-        assert [each[what] for each in made] == list(sizes)
-        others = usual.keys() - {what, "learning_rate"}  # which follows from the batch size
-        assert all(each[name] == usual[name] for each in made for name in others)
-
-
 @pytest.mark.slow
 def test_peak_memory_is_of_the_run_alone_and_grows_with_its_batch():
     block = torch.ones(2**28)  # a gigabyte of this process, which is not the run's
@@ -182,23 +150,18 @@ def test_peak_memory_is_of_the_run_alone_and_grows_with_its_batch():
     assert 10**8 < small < large - 10**7 and small < block.nbytes
 
 
-def test_figures_of_speed_show_every_kind_and_every_size():
+def test_the_figure_of_speed_shows_every_kind_of_every_network():
     shares = pd.DataFrame(
         [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], index=["a", "b"], columns=["x", "y", "z"]
     )
     assert len(figures.time_spent(shares).axes[0].patches) == 6
-    sizes = {"what": ["width"] * 2 + ["side"] * 2, "size": [1, 2, 16, 32]}
-    table = pd.DataFrame(sizes | {"seconds": [0.1, 0.2, 0.1, 0.4]})
-    figure = figures.growths(table, {"width": 1.0, "side": 2.0})
-    drawn = [axes.lines[0].get_ydata() for axes in figure.axes]
-    np.testing.assert_allclose(drawn, [[100, 200], [100, 400]])
 
 
 def test_the_chapter_is_a_batch_of_its_own_that_writes_the_record():
     (target,) = targets.batch("speed", "digits")
     assert target.chapter == "06_speed"
     names = [path.name for path in target.writes]
-    assert names == ["speed.json", "speed_spent.png", "speed_growth.png"]
+    assert names == ["speed.json", "speed_spent.png"]
     with pytest.raises(ValueError, match="smoke, digits"):
         targets.batch("speed", "digit")
 
