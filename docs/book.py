@@ -1,4 +1,4 @@
-"""Render the executed chapters of a profile as a book: `python docs/book.py digits`.
+"""Render the executed chapters of all profiles, and the pages, as a site: `python docs/book.py`.
 
 Nothing is executed. A page is the reader's own executed chapter where there is one, else the
 published one. The pages' sources are written here, Sphinx renders them (conf.py), and chapter 01's
@@ -6,6 +6,7 @@ picture with controls is drawn in all its states (states.py).
 """
 
 import argparse
+import inspect
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ import pandas as pd
 import states
 from states import TEMPLATES, Explorer
 
-from mixshare.chapters.results import results_table
+import mixshare
+from mixshare import data, features, figures, metrics, mixing, plan, runs, training
+from mixshare.chapters import claims, explore, grids, report, results, similarity, speed, studies
 from mixshare.checks import FileProblem, InvalidValue, check_choice
 from mixshare.config import METHODS, PROFILES, RunConfig
 from mixshare.figures.names import title
@@ -38,54 +42,65 @@ Cell = dict[str, Any]
 
 DOCS = Path(__file__).parent
 CORE = Path("figures", "core.png")  # the paper's Fig. 6, as chapter 03 draws it
-DECISIONS = "What we had to decide"  # a part of the README, and a page
-STATES = "states"  # the book's folder of the states of its picture with controls
+STATES = "states"  # a profile's folder of the states of its picture with controls
+CODE = "What this code does"  # opens a folded cell
+SAYS_LITTLE = ("each", "listed", "see", "short", "signed", "title", "where")  # of functions called
+# Where the functions lie that chapters call, those whose words are for people last.
+MODULES = (claims, explore, features, figures, grids, metrics, mixing, plan, results, runs)
+MODULES += (similarity, speed, studies, training, data, mixshare, report)
 _RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")
 
 
 def main() -> int:
-    """Render a profile's book; an expected error is one line, with exit status 1."""
-    parser = argparse.ArgumentParser(description="Render a profile's executed chapters as a book.")
-    parser.add_argument("profile", nargs="?", default="digits")
+    """Render the book; an expected error is one line, with exit status 1."""
+    parser = argparse.ArgumentParser(description="Render executed chapters as a site.")
+    parser.add_argument("profiles", nargs="*", help="by default all with a table of results")
     try:
-        build(parser.parse_args().profile)
+        build(parser.parse_args().profiles)
     except (InvalidValue, OSError) as error:
         print(f"mixshare: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def build(profile: str) -> None:
-    """Render a profile's book to outputs/<profile>/book, replacing an older one.
+def build(profiles: list[str] = ()) -> None:
+    """Render the books of profiles as one site, outputs/book, replacing an older one.
+
+    Args:
+        profiles: By default all that have a table of results.
 
     Raises:
         ValueError: There is no such profile.
         OSError: It has no results yet, or Sphinx is not installed.
     """
-    check_choice("profile", profile, PROFILES)
-    book = outputs_folder() / profile / "book"
+    for profile in profiles:
+        check_choice("profile", profile, PROFILES)
+    profiles = profiles or [profile for profile in PROFILES if results_folder(profile)]
+    book = outputs_folder() / "book"
     outputs_folder().mkdir(parents=True, exist_ok=True)
-    print(f"rendering the executed chapters of {profile}: a minute or two …", flush=True)
+    print(f"rendering {', '.join(profiles)}: a minute or two …", flush=True)
     with tempfile.TemporaryDirectory(dir=outputs_folder(), prefix=".book-") as work:
         pages, html = Path(work, "pages"), Path(work, "html")
-        assemble(profile, pages)
-        render(profile, pages, html)
-        shutil.move(pages / STATES, html / STATES)
-        book.parent.mkdir(exist_ok=True)
+        for profile in profiles:
+            assemble(profile, pages / profile)
+        copy_pages(pages)
+        write_text(pages / "index.md", front_page(profiles))
+        render(pages, html)
+        for profile in profiles:
+            shutil.move(pages / profile / STATES, html / profile / STATES)
         shutil.rmtree(book, ignore_errors=True)
         html.rename(book)
     count = sum("_static" not in path.parts for path in book.rglob("*.html"))
     print(f"{count} pages; open {display_path(book / 'index.html')}")
 
 
-def render(profile: str, pages: Path, html: Path) -> None:
+def render(pages: Path, html: Path) -> None:
     """Have Sphinx render sources to HTML; raises OSError where it can't."""
     try:
         from sphinx.cmd.build import build_main
     except ImportError:
         raise FileProblem("Sphinx is not installed: pip install 'mixshare[book]'") from None
     options = ["-q", "-c", DOCS, "-d", html.with_name("doctrees")]
-    options += ["-D", f"html_title=MixShare, step by step: {profile}"]
     if build_main([str(word) for word in (*options, pages, html)]):
         raise FileProblem("Sphinx made no book, for the reason above")
 
@@ -162,36 +177,59 @@ def _origin(path: Path) -> str:
 
 
 def assemble(profile: str, pages: Path) -> None:
-    """Write the source of every page.
+    """Write the source of every page about a profile.
 
     Raises:
         OSError: There is no executed run, or no table of results.
     """
-    runs, results = executed_runs(profile), results_folder(profile)
-    if not runs or not results:
+    executed, folder = executed_runs(profile), results_folder(profile)
+    if not executed or not folder:
         raise FileProblem(
             f"there are no executed chapters with a table of results of {profile} yet; "
             f"make reproduce PROFILE={profile}"
         )
     (pages / STATES).mkdir(parents=True)
     # Chapter 01 is a run of the last method: mixshare, where it was trained.
-    shown = next(run for run in runs if _method(run) == _method(runs[-1]))
+    shown = next(run for run in executed if _method(run) == _method(executed[-1]))
     note = f"This is {shown.title}; [every other run](../runs.md) has a page of its own."
     texts = {name: chapter_page(path) for name, path in executed_chapters(profile).items()}
     texts["01_training"] = chapter_page(shown.path, note, folder=pages / STATES)
     sources = {f"chapters/{name}.ipynb": text for name, text in sorted(texts.items())}
-    sources["index.md"] = first_page(profile, results, list(sources))
-    for run in runs:
+    sources["index.md"] = first_page(profile, folder, list(sources))
+    for run in executed:
         if run is not shown:
             sources[run.page] = chapter_page(run.path, title=run.title)
-    sources["runs.md"] = runs_page(runs, shown)
-    sources["decisions.md"] = decisions_page()
-    sources["code.md"] = code_page()
+    sources["runs.md"] = runs_page(executed, shown)
     for name, text in sources.items():
         write_text(pages / name, text)
-    shutil.copyfile(DOCS / "api.rst", pages / "api.rst")
-    if core_figure(profile, results):
-        shutil.copyfile(results / CORE, pages / CORE.name)
+    if core_figure(profile, folder):
+        shutil.copyfile(folder / CORE, pages / CORE.name)
+
+
+def copy_pages(pages: Path) -> None:
+    """Copy the pages of `docs/`, and the files that they link to, to where their links lead.
+
+    On the map from ideas to code each name is linked to its documentation.
+    """
+    for path in (*DOCS.glob("*.md"), DOCS / "api.rst"):
+        text = path.read_text(encoding="utf-8").replace("](../README.md)", "](../index.md)")
+        if path.name == "code.md":
+            text = re.sub(r"`(mixshare\.[\w.]+)`", r"{py:obj}`\1`", text)
+        for link in re.findall(r"\]\(\.\./([^)#]+)\)", text):
+            if link != "index.md":
+                (pages / link).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(project_root() / link, pages / link)
+        write_text(pages / "docs" / path.name, text)
+
+
+def front_page(profiles: list[str]) -> str:
+    """Return the page that compares the profiles and leads to everything else."""
+    folders = {profile: results_folder(profile) / "studies" for profile in profiles}
+    return TEMPLATES.get_template("front.md").render(
+        configs=[RunConfig.preset(profile) for profile in profiles],
+        claims=report.overview(folders),
+        runs={name: len(_runs(folder)) for name, folder in folders.items()},
+    )
 
 
 def chapter_page(path: Path, note: str = "", title: str = "", folder: Path | None = None) -> str:
@@ -206,14 +244,15 @@ def chapter_page(path: Path, note: str = "", title: str = "", folder: Path | Non
     """
     notebook = read_json(path)
     _, _, grid = path.stem.partition("-")
+    if (file := project_root() / "workflow" / "grids" / f"{grid}.yml").is_file():
+        title = f"Grid {grid}: {grids.read(file).question}"
     cells = list(_described(notebook["cells"]))
     if folder:
         cells = list(_with_states(cells, states.remake(notebook), folder))
     heading, text = cells[0]["source"].split("\n", 1)
     heading = f"# {title}" if title else heading
-    grid = f" (grid {grid})" if grid else ""
     origin = f"*Executed, {_origin(path)}; the code is folded away.*"
-    opening = cells[0] | {"source": f"{heading}{grid}\n\n{origin} {note}\n{text}"}
+    opening = cells[0] | {"source": f"{heading}\n\n{origin} {note}\n{text}"}
     return json.dumps(notebook | {"cells": list(_folded([opening, *cells[1:]]))})
 
 
@@ -229,13 +268,24 @@ def _described(cells: list[Cell]) -> Iterator[Cell]:
             heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
         else:
             tags = metadata.get("tags", [])
-            cell = cell | {"outputs": [] if "regression" in tags else cell["outputs"]}
+            outputs = [] if "regression" in tags else cell["outputs"]
+            caption = metadata.get("caption")
+            cell = cell | {"outputs": [_captioned(output, caption) for output in outputs]}
             metadata = metadata | {"tags": [*tags, "hide-input"]}
             if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
                 alt = f"Figure in the part “{heading}”"
                 default = {"figure": {"caption": heading}, "image": {"alt": alt}}
                 metadata = {"mystnb": default} | metadata
         yield cell | {"source": source, "metadata": metadata}
+
+
+def _captioned(output: dict[str, Any], caption: str | None) -> dict[str, Any]:
+    """Return an output with a caption in its table, if it is one and there is one."""
+    html = "".join(output.get("data", {}).get("text/html", ""))
+    if not caption or "<table" not in html:
+        return output
+    table = re.sub(r"<table[^>]*>", rf"\g<0><caption>{escape(caption)}</caption>", html, count=1)
+    return output | {"data": output["data"] | {"text/html": table}}
 
 
 def _with_states(cells: list[Cell], explorer: Explorer | None, folder: Path) -> Iterator[Cell]:
@@ -256,53 +306,62 @@ def _folded(cells: list[Cell]) -> Iterator[Cell]:
     for cell, following in pairwise([*cells, {"cell_type": "end"}]):
         if cell["cell_type"] == following["cell_type"] == "code" and not cell["outputs"]:
             pending += f"{cell['source']}\n\n"
-        else:
-            yield cell | {"source": pending + cell["source"]}
-            pending = ""
+            continue
+        source, metadata, pending = pending + cell["source"], cell["metadata"], ""
+        if cell["cell_type"] == "code":
+            prompt = {"code_prompt_show": _purpose(source)}
+            metadata = metadata | {"mystnb": metadata.get("mystnb", {}) | prompt}
+        yield cell | {"source": source, "metadata": metadata}
 
 
-def runs_page(runs: list[ExecutedRun], shown: ExecutedRun) -> str:
+def _purpose(source: str) -> str:
+    """Return the words that open a folded cell: what the first of our functions that it calls does.
+
+    They are the first sentence of the function's documentation.
+    """
+    called = re.findall(r"\b(\w+)\.(\w+)\(", source)
+    called = [(place, name) for place, name in called if name not in SAYS_LITTLE]
+    for module in MODULES:
+        for name in [name for place, name in called if module.__name__.endswith(place)]:
+            if text := inspect.getdoc(getattr(module, name, None)):
+                return f"{CODE}: {text[0].lower()}{text.splitlines()[0][1:]}"
+    return CODE
+
+
+def runs_page(executed: list[ExecutedRun], shown: ExecutedRun) -> str:
     """Return a page that leads to every run, with its figures; `shown` is chapter 01."""
-    return TEMPLATES.get_template("runs.md").render(runs=runs, shown=shown, origin=_origin)
+    return TEMPLATES.get_template("runs.md").render(runs=executed, shown=shown, origin=_origin)
 
 
-def decisions_page() -> str:
-    """Return the README's part on decisions as a page."""
-    readme = (project_root() / "README.md").read_text(encoding="utf-8")
-    part = readme.split(f"\n## {DECISIONS}\n")[1].split("\n## ")[0]
-    return f"# {DECISIONS}\n{part.replace('](docs/', '](')}"
+def _runs(studies: Path) -> pd.DataFrame:
+    """Return the rows of a table of results that are runs; a deep ensemble is none."""
+    rows = pd.read_csv(studies / "runs.csv", dtype={"seed": str})
+    return rows[~rows["seed"].str.contains("+", regex=False)]
 
 
-def code_page() -> str:
-    """Return the map from ideas to code, each name linked to its documentation."""
-    text = (DOCS / "code.md").read_text(encoding="utf-8")
-    return re.sub(r"`(mixshare\.[\w.]+)`", r"{py:obj}`\1`", text)
-
-
-def first_page(profile: str, results: Path, chapters: list[str]) -> str:
+def first_page(profile: str, folder: Path, chapters: list[str]) -> str:
     """Return the question, the answer in a picture and a table, and how sure we are.
 
     Args:
         profile: Whose results.
-        results: The folder with the profile's tables and figures.
+        folder: That with the profile's tables and figures.
         chapters: The sources of the chapters' pages, in order.
     """
-    files = (results / "studies").glob("*.csv")
+    files = (folder / "studies").glob("*.csv")
     tables = {path.stem: pd.read_csv(path, dtype={"seed": str}) for path in files}
-    rows = tables["runs"]
-    rows = rows[~rows["seed"].str.contains("+", regex=False)]  # a deep ensemble is no run
-    runs = [_provenance(profile, results, row.method, row.seed) for row in rows.itertuples()]
+    rows = _runs(folder / "studies")
+    made = [_provenance(profile, folder, row.method, row.seed) for row in rows.itertuples()]
     machine = "{device}, threads: {threads}, {system}, Python {python}, PyTorch {torch}"
     return TEMPLATES.get_template("index.md").render(
         title=title,
         config=RunConfig.preset(profile),
-        core=core_figure(profile, results),
+        core=core_figure(profile, folder),
         claims=tables.get("claims", pd.DataFrame()).itertuples(),
-        table=results_table(results),
-        origin=_origin(results),
-        images=runs[0]["train_images"],
+        table=results.results_table(folder),
+        origin=_origin(folder),
+        images=made[0]["train_images"],
         seeds=rows.groupby("method", sort=False)["seed"].agg(", ".join),
-        machines=list(dict.fromkeys(machine.format(**run) for run in runs)),
+        machines=list(dict.fromkeys(machine.format(**run) for run in made)),
         pairs=list(tables["paired"].itertuples()),
         chapters=chapters,
     )

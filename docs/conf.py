@@ -9,9 +9,10 @@ from latex2mathml.converter import convert
 import mixshare
 
 project, author = "mixshare", "the mixshare authors"
+html_title = "MixShare, step by step"
 copyright = f"2026 {author}, MIT licence"
 extensions = ["myst_nb"]
-extensions += [f"sphinx.ext.{name}" for name in ("autodoc", "autosummary", "napoleon")]
+extensions += [f"sphinx.ext.{name}" for name in ("autodoc", "autosummary", "napoleon", "viewcode")]
 myst_enable_extensions = ["dollarmath"]
 
 # Chapters as they were executed. A widget needs a kernel: in its place, the output's other forms.
@@ -19,7 +20,7 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"  # with tables
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
+nb_code_prompt_hide = "Hide the code"
 
 # Docstrings name code in single backticks.
 default_role = "code"
@@ -30,11 +31,11 @@ release = mixshare.__version__
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": False, "home_page_in_toc": True}
-html_theme_options |= {"max_navbar_depth": 1, "navbar_persistent": []}
+html_theme_options |= {"navbar_persistent": []}
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_js_files = ["explore.js", "zoom.js"]
+html_js_files = ["explore.js", "sidebar.js", "zoom.js"]
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_show_sphinx = html_copy_source = html_use_index = html_domain_indices = False
 html_show_search_summary = False  # it fetches pages, which browsers refuse to do with files

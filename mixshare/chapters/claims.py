@@ -23,7 +23,9 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 BY_CONSTRUCTION, NO_RESULTS = "true by construction", "no results"
 # Tables of comparisons; a grid's are in a folder of its own.
 COMPARED = ("paired", "alignment_paired", "adjustments", "*/paired")
-NO_ROOM = "no room for so much"  # of a piece: the other method is too near to 100 %
+NO_ROOM = "no room for a difference"  # of a piece: the other method is within the margin of 100 %
+NOT_RUN = "not run"
+UNFITTED = "the other network does not fit its training images"
 TAIL = 0.05  # how often chance alone has a run shared, or separated: `similarity.chance`
 
 
@@ -84,17 +86,18 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
 
     Returns:
         `claim`, `label`, `unit`, `statistics.difference`, `expected` (the claimed sign), `margin`,
-        `start` (whether it held before training, by construction), `holm` and `verdict`. Of counts
-        there are no intervals, and `seeds` says how many runs of how many.
+        `room` and `fitted` (which a verdict may want), `holm` and `verdict`. Of counts there are
+        no intervals, and `seeds` says how many runs of how many. Of evidence that the tables do
+        not have, a row with its label alone.
     """
-    usual = {"margin": 0.0, "start": False}
+    usual = {"margin": 0.0, "fitted": True}
     found = [
         {"claim": claim.claim, "family": claim.family or claim.chapter} | usual | piece
         for claim in claims or all_claims()
         for item in claim.evidence
-        for piece in _kind(item)(item, tables)
+        for piece in list(_kind(item)(item, tables)) or [{"label": _label(item)}]
     ]
-    names = ("claim", "family", "label", "unit", "expected", "margin", "start", "room")
+    names = ("claim", "family", "label", "unit", "expected", "margin", "room", "fitted")
     table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
     table["holm"] = _corrected(table)
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
@@ -105,9 +108,21 @@ def _kind(item: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
     return _counted if "is" in item else _measured if "table" in item else _compared
 
 
+def _pair(item: dict[str, Any]) -> tuple[str, str]:
+    """Return the two runs' names of a comparison."""
+    return item.get("better", item.get("same")), item.get("than", item.get("as"))
+
+
+def _label(item: dict[str, Any]) -> str:
+    """Return what a piece of evidence is called; of counts, all their groups together."""
+    if "label" in item:
+        return item["label"].partition("{")[0].strip(" ,")
+    return " minus ".join(map(title, _pair(item)))
+
+
 def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     """Yield one method's ensemble accuracy minus another's, in points, if they were compared."""
-    first, second = item.get("better", item.get("same")), item.get("than", item.get("as"))
+    first, second = _pair(item)
     records = reversed(tables["compared"].to_dict("records"))  # the first of a pair counts
     rows = {(row["method"], row["other"]): row for row in records}
     scale = 100 if (first, second) in rows else -100
@@ -119,17 +134,18 @@ def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator
     for kind in ("seeds", "images"):
         ends = sorted(scale * row[f"{kind}_{end}"] for end in ("low", "high"))
         piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
-    piece |= {"label": f"{title(first)} minus {title(second)}", "unit": "points"}
-    piece["room"] = _room(tables, first, piece["difference"])
+    piece |= {"label": _label(item), "unit": "points"}
+    # Of the second run the accuracy may not be among the results; the difference is.
+    piece["room"] = 100 * (1 - _mean(tables, first, "accuracy_ensemble")) + piece["difference"]
+    piece["fitted"] = "fits" not in item or _mean(tables, second, "accuracy_train") > item["fits"]
     margin = item.get("by", item.get("within", 0.0))
     yield piece | {"expected": int("better" in item), "margin": margin}
 
 
-def _room(tables: dict[str, pd.DataFrame], first: str, difference: float) -> float:
-    """Return how far the second method's accuracy is from 100 %, in points; NaN if not known."""
-    runs = tables.get("runs", pd.DataFrame(columns=["method", "accuracy_ensemble"]))
-    accuracy = runs.loc[runs["method"] == first, "accuracy_ensemble"].mean()
-    return 100 - (100 * accuracy - difference)
+def _mean(tables: dict[str, pd.DataFrame], method: str, figure: str) -> float:
+    """Return the mean of a figure over a method's runs; NaN if it is not known."""
+    runs = tables.get("runs", pd.DataFrame()).reindex(columns=["method", figure])
+    return runs.loc[runs["method"] == method, figure].mean()
 
 
 def _measured(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -166,7 +182,6 @@ def _counted(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[
             "p": stats.binom.sf(max(claimed, opposite) - 1, len(group), TAIL),
             "seeds": f"{claimed} of {len(group)}",
             "expected": 1,
-            "start": "start" in item and bool((group[item["start"]] > 1 - 1e-6).all()),
         }
 
 
@@ -191,21 +206,22 @@ def _corrected(table: pd.DataFrame) -> pd.Series:
 
 def _verdict(piece: dict[str, Any]) -> str:
     """Judge a piece of evidence: "supports", "contradicts", or why it does neither."""
+    if pd.isna(piece["difference"]):
+        return NOT_RUN
     margin, expected = piece["margin"], piece["expected"]
     if pd.isna(piece["seeds_low"]) and not pd.isna(piece["p"]):  # counts
         side = np.sign(piece["difference"]) if piece["holm"] < statistics.LEVEL else 0
         return {1: "supports", -1: "contradicts", 0: statistics.UNDECIDED}[side]
     if not margin:
-        return statistics.verdict(piece, piece["holm"], expected)
+        verdict = statistics.verdict(piece, piece["holm"], expected)
+        return UNFITTED if verdict == "contradicts" and not piece["fitted"] else verdict
     ends = [piece[f"{kind}_{end}"] for kind in ("seeds", "images") for end in ("low", "high")]
-    if expected and piece["room"] < margin:
+    inside, above = -margin < min(ends) and max(ends) < margin, min(ends) > margin
+    if inside and piece["room"] < margin:
         return NO_ROOM
-    if expected:  # more than the margin
-        inside, outside = min(ends) > margin, max(ends) < margin
-    else:  # the same, but for the margin
-        inside = -margin < min(ends) and max(ends) < margin
-        outside = not inside and (min(ends) > 0 or max(ends) < 0)
-    return "supports" if inside else "contradicts" if outside else statistics.UNDECIDED
+    if above if expected else inside:  # more than the margin, or the same but for it
+        return "supports"
+    return "contradicts" if inside or above or max(ends) < -margin else statistics.UNDECIDED
 
 
 def verdicts(found: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tuple[Claim, str]]:
@@ -219,10 +235,10 @@ def verdicts(found: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tupl
         pieces = found[found["claim"] == claim.claim]
         judged = set(pieces["verdict"])
         if not judged:
-            yield claim, NO_RESULTS if claim.evidence else BY_CONSTRUCTION
+            yield claim, BY_CONSTRUCTION
+        elif judged == {NOT_RUN}:
+            yield claim, NO_RESULTS
         elif "contradicts" in judged:
             yield claim, CONTRADICTED
-        elif judged != {"supports"}:
-            yield claim, UNDECIDED
         else:
-            yield claim, BY_CONSTRUCTION if pieces["start"].all() else SUPPORTED
+            yield claim, SUPPORTED if judged == {"supports"} else UNDECIDED

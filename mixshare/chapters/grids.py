@@ -30,9 +30,10 @@ KEYS = {
     "vary": dict,
     "overrides": list,
     "baseline": str,
+    "question": str,
 }
 REQUIRED = ("profile", "methods", "seeds")
-_KINDS = {str: "a name", list: "a list", dict: "a list of values for each field"}
+_KINDS = {str: "text", list: "a list", dict: "a list of values for each field"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Grid:
     seeds: tuple[int, ...]
     baseline: str  # the method that every other is compared with, at equal overrides
     overrides: tuple[dict[str, Any], ...] = ({},)
+    question: str = ""  # that its chapter asks
     name: str = ""  # of its executed chapter, tables and figures; the default batch has none
     controls: tuple[RunConfig, ...] = ()  # runs besides
 
@@ -110,14 +112,9 @@ def equal_rows(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
     """Return single networks that train on as many rows as the multi-input ones.
 
     Batch repetition 2 halves the learning rate (appendix A), unless the profile has a rate of its
-    own; where it does, the first seed once more at the rate of `single`.
+    own.
     """
-    repeated = [RunConfig.preset(profile, "single", seed, batch_repetition=2) for seed in seeds]
-    rate = RunConfig.preset(profile, "single").learning_rate
-    if repeated and repeated[0].learning_rate != rate:
-        overrides = {"batch_repetition": 2, "learning_rate": rate}
-        repeated.append(RunConfig.preset(profile, "single", seeds[0], **overrides))
-    return repeated
+    return [RunConfig.preset(profile, "single", seed, batch_repetition=2) for seed in seeds]
 
 
 def find(file: str | Path) -> Path:
@@ -175,6 +172,7 @@ def _parse(content: Any, name: str) -> Grid:
         seeds=tuple(seeds),
         overrides=tuple(varied | others for varied, others in product(combinations, overrides)),
         baseline=content.get("baseline", methods[-1] if methods else ""),
+        question=content.get("question", ""),
         name=name,
     )
 

@@ -12,6 +12,7 @@ from mixshare.figures.names import FIGURES, title
 RELATIONS = {
     "higher": "significantly higher than that of",
     "lower": "significantly lower than that of",
+    statistics.TOO_FEW: "not judged, since too few test images differ, against that of",
 }
 NOT_DIFFERENT = "not significantly different from that of"
 COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
@@ -112,13 +113,11 @@ def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = t
     what, unit, scale, digits = FIGURES[figure]
     values = [signed(scale * value, digits) for value in rows["difference"]]
     said = grouped(rows.assign(value=values), "{other} ({value})", RELATIONS, NOT_DIFFERENT, name)
-    few = (rows["verdict"] == statistics.TOO_FEW).sum()
-    less = f"In {few} of {len(rows)} comparisons fewer than {statistics.LEAST_DIFFERING} test "
-    notes = ["One seed gives no interval, so no difference counts as significant."]
-    notes = notes if rows["seeds"].str.endswith(" 1").all() else [f"{less}images differ."][:few]
+    alone = rows["seeds"].str.endswith(" 1").all()
+    one = "One seed gives no interval, so no difference counts as significant." if alone else ""
     base = name(rows["method"].iloc[0])
     holm = f"Holm's correction is over {len(rows)} comparisons." if len(rows) > 1 else ""
-    return " ".join(filter(None, [f"The {what} of {base}, in {unit}, is {said}.", holm, *notes]))
+    return " ".join(filter(None, [f"The {what} of {base}, in {unit}, is {said}.", holm, one]))
 
 
 def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
@@ -179,6 +178,9 @@ def evidence(pieces: pd.DataFrame) -> Iterator[str]:
     """Yield what each piece of evidence is, from `claims.evidence`."""
     words = {"supports": "supports it", "contradicts": "contradicts it"}
     for piece in pieces.to_dict("records"):
+        if piece["verdict"] == claims.NOT_RUN:
+            yield f"{piece['label']}: {claims.NOT_RUN}"
+            continue
         counted = pd.isna(piece["seeds_low"]) and pd.notna(piece["p"])
         text = f"{piece['seeds']} runs {piece['unit']}"
         text = text if counted else interval(piece, piece["unit"], 1)
@@ -195,7 +197,7 @@ def judged(folder: Path) -> pd.DataFrame:
     rows = []
     for claim, verdict in claims.verdicts(found):
         texts = evidence(found[found["claim"] == claim.claim])
-        pieces = claim.holds or "; ".join(texts) or "none in these results"
+        pieces = claim.holds or "; ".join(texts)
         rows.append({**vars(claim), "evidence": pieces, "verdict": verdict})
     return pd.DataFrame(rows).drop(columns=["main", "holds", "family"])
 

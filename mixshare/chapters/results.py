@@ -47,7 +47,7 @@ IMAGE_SCORES = {"accuracy_ensemble": "right", "nll": "nll"}
 # Of the tables in the README and in the book.
 TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
-    *COSTS,
+    *COSTS[:3],
     "latency_ms",
 )
 WARM_UP = 3  # forward passes before latency is measured
@@ -76,7 +76,10 @@ def collect(configs: Sequence[RunConfig], base: Path) -> Collection:
 
 
 def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
-    """Return one row a run: method, seed, and each of FIGURES; NaN where it is not defined."""
+    """Return one row a run: method, seed, FIGURES and the accuracy on its training images.
+
+    NaN where a figure is not defined.
+    """
     return _rows([_row(run.config.name, str(run.config.seed), run.metrics) for run in finished])
 
 
@@ -107,12 +110,13 @@ def ensemble_name(single: str, size: int = 2) -> str:
 
 
 def _row(method: str, seed: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {"method": method, "seed": seed} | {name: metrics[name] for name in FIGURES}
+    of_training = {"accuracy_train": metrics.get("accuracy_train")}
+    return {"method": method, "seed": seed} | {n: metrics[n] for n in FIGURES} | of_training
 
 
 def _rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["method", "seed", *FIGURES])
-    return table.astype(dict.fromkeys(FIGURES, float))
+    table = pd.DataFrame(rows, columns=["method", "seed", *FIGURES, "accuracy_train"])
+    return table.astype(dict.fromkeys((*FIGURES, "accuracy_train"), float))
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -142,11 +142,11 @@ NAMES = ["double", "half", "device around", "inference mode", "autocast", "preci
 def test_a_loaded_network_and_a_study_of_it_are_as_without_it(name, finished):
     run = finished(**QUICK)
     inputs = studies.test_inputs(load_data(run.config.dataset), 40)
-    expected = studies.sharing(run, inputs, replicates=5)
+    expected = studies.sharing(run, inputs)
     with DISTURBANCES[name]():
         again = mixshare.runs.Run(run.config, run.folder)
         weights = list(again.model.parameters())
-        table = studies.sharing(again, inputs, replicates=5)
+        table = studies.sharing(again, inputs)
     assert {weight.dtype for weight in weights} == {torch.float32}
     assert not any(weight.is_inference() for weight in weights)
     for one, other in zip(weights, run.model.parameters(), strict=True):
