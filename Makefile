@@ -79,8 +79,8 @@ publish: env ## check results and copy them to outputs/published (GRID, or PROFI
 verify: env ## check a run's files, figures, weights and chapter (RUN=a run's folder, RETRAIN=1)
 	@$(BATCH) verify "$(RUN)" $(if $(filter 1,$(RETRAIN)),--retrain)
 
-book: env ## executed chapters as a site to read, outputs/<profile>/book/index.html (PROFILE)
-	@$(BIN)/python docs/book.py $(PROFILE)
+book: env ## executed chapters and the pages as a site, outputs/book/index.html (PROFILE: it alone)
+	@$(BIN)/python docs/book.py $(if $(filter command,$(origin PROFILE)),$(PROFILE))
 
 test: env ## the tests but the slow ones, and chapters against their committed outputs (PYTEST)
 	@$(PYTEST_ALL) --nbval -m "not slow" $(PYTEST)

@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pandas as pd
 import states
 from states import TEMPLATES, Explorer
 
-import mixshare
-from mixshare import data, features, figures, metrics, mixing, plan, runs, training
-from mixshare.chapters import claims, explore, grids, report, results, similarity, speed, studies
+from mixshare.chapters import grids, report, results
 from mixshare.checks import FileProblem, InvalidValue, check_choice
 from mixshare.config import METHODS, PROFILES, RunConfig
-from mixshare.figures.names import title
+from mixshare.figures.names import FIGURES, title
 from mixshare.files import (
     display_path,
     outputs_folder,
@@ -44,10 +43,7 @@ DOCS = Path(__file__).parent
 CORE = Path("figures", "core.png")  # the paper's Fig. 6, as chapter 03 draws it
 STATES = "states"  # a profile's folder of the states of its picture with controls
 CODE = "What this code does"  # opens a folded cell
-SAYS_LITTLE = ("each", "listed", "see", "short", "signed", "title", "where")  # of functions called
-# Where the functions lie that chapters call, those whose words are for people last.
-MODULES = (claims, explore, features, figures, grids, metrics, mixing, plan, results, runs)
-MODULES += (similarity, speed, studies, training, data, mixshare, report)
+SAYS_LITTLE = ("each", "listed", "see", "short", "signed", "start", "title", "where")
 _RUN = re.compile(rf"((?:{'|'.join(METHODS)})(?:\+[^/]+)?)/seed-(\d+)/01_training\.ipynb")
 
 
@@ -202,7 +198,7 @@ def assemble(profile: str, pages: Path) -> None:
     sources["runs.md"] = runs_page(executed, shown)
     for name, text in sources.items():
         write_text(pages / name, text)
-    if core_figure(profile, folder):
+    if (folder / CORE).is_file():
         shutil.copyfile(folder / CORE, pages / CORE.name)
 
 
@@ -257,26 +253,16 @@ def chapter_page(path: Path, note: str = "", title: str = "", folder: Path | Non
 
 
 def _described(cells: list[Cell]) -> Iterator[Cell]:
-    """Yield the cells with what MyST-NB is to know: that code is hidden, and figures' captions.
-
-    A figure whose cell has no description is described by the heading above it.
-    """
-    heading = ""
+    """Yield the cells with what MyST-NB is to know: that code is hidden, and tables' captions."""
     for cell in cells:
-        source, metadata = "".join(cell["source"]), cell["metadata"]
-        if cell["cell_type"] == "markdown":
-            heading = (re.findall(r"(?m)^#+ (.*)$", source) or [heading])[-1]
-        else:
+        metadata = cell["metadata"]
+        if cell["cell_type"] == "code":
             tags = metadata.get("tags", [])
             outputs = [] if "regression" in tags else cell["outputs"]
-            caption = metadata.get("caption")
-            cell = cell | {"outputs": [_captioned(output, caption) for output in outputs]}
+            outputs = [_captioned(output, metadata.get("caption")) for output in outputs]
+            cell = cell | {"outputs": outputs}
             metadata = metadata | {"tags": [*tags, "hide-input"]}
-            if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
-                alt = f"Figure in the part “{heading}”"
-                default = {"figure": {"caption": heading}, "image": {"alt": alt}}
-                metadata = {"mystnb": default} | metadata
-        yield cell | {"source": source, "metadata": metadata}
+        yield cell | {"source": "".join(cell["source"]), "metadata": metadata}
 
 
 def _captioned(output: dict[str, Any], caption: str | None) -> dict[str, Any]:
@@ -317,14 +303,14 @@ def _folded(cells: list[Cell]) -> Iterator[Cell]:
 def _purpose(source: str) -> str:
     """Return the words that open a folded cell: what the first of our functions that it calls does.
 
-    They are the first sentence of the function's documentation.
+    They are the first sentence of the function's documentation; those that word text come last.
     """
     called = re.findall(r"\b(\w+)\.(\w+)\(", source)
-    called = [(place, name) for place, name in called if name not in SAYS_LITTLE]
-    for module in MODULES:
-        for name in [name for place, name in called if module.__name__.endswith(place)]:
-            if text := inspect.getdoc(getattr(module, name, None)):
-                return f"{CODE}: {text[0].lower()}{text.splitlines()[0][1:]}"
+    for place, name in sorted(called, key=lambda each: each[0] == "report"):
+        function = locate(f"mixshare.chapters.{place}.{name}") or locate(f"mixshare.{place}.{name}")
+        if function and name not in SAYS_LITTLE:
+            text = inspect.getdoc(function).splitlines()[0]
+            return f"{CODE}: {text[0].lower()}{text[1:]}"
     return CODE
 
 
@@ -355,25 +341,16 @@ def first_page(profile: str, folder: Path, chapters: list[str]) -> str:
     return TEMPLATES.get_template("index.md").render(
         title=title,
         config=RunConfig.preset(profile),
-        core=core_figure(profile, folder),
+        core=(folder / CORE).is_file(),
         claims=tables.get("claims", pd.DataFrame()).itertuples(),
         table=results.results_table(folder),
         origin=_origin(folder),
         images=made[0]["train_images"],
         seeds=rows.groupby("method", sort=False)["seed"].agg(", ".join),
         machines=list(dict.fromkeys(machine.format(**run) for run in made)),
-        pairs=list(tables["paired"].itertuples()),
+        differences=[report.differences(tables["paired"], name) for name in FIGURES],
         chapters=chapters,
     )
-
-
-def core_figure(profile: str, results: Path) -> dict[str, Any] | None:
-    """Return how chapter 03 describes the paper's Fig. 6; None where it did not draw it."""
-    chapter = executed_chapters(profile).get("03_subnetwork_features")
-    drawn = (results / CORE).is_file()
-    cells = read_json(chapter)["cells"] if chapter and drawn else []
-    described = [cell["metadata"].get("mystnb", {}) for cell in cells]
-    return next((each for each in described if each.get("figure", {}).get("name") == "core"), None)
 
 
 def _provenance(profile: str, results: Path, method: str, seed: str) -> dict[str, Any]:

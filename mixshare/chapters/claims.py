@@ -117,7 +117,9 @@ def _label(item: dict[str, Any]) -> str:
     """Return what a piece of evidence is called; of counts, all their groups together."""
     if "label" in item:
         return item["label"].partition("{")[0].strip(" ,")
-    return " minus ".join(map(title, _pair(item)))
+    first, second = map(title, _pair(item))
+    changed = second.removeprefix(f"{first}, ")
+    return f"{first} minus {second if changed == second else f'the same with {changed}'}"
 
 
 def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:

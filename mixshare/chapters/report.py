@@ -12,8 +12,9 @@ from mixshare.figures.names import FIGURES, title
 RELATIONS = {
     "higher": "significantly higher than that of",
     "lower": "significantly lower than that of",
-    statistics.TOO_FEW: "not judged, since too few test images differ, against that of",
+    statistics.TOO_FEW: "too close to judge (fewer than ten test images differ) against that of",
 }
+EXPECTED = {-1: "lower", 0: "–", 1: "higher"}
 NOT_DIFFERENT = "not significantly different from that of"
 COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
 SCORED = ("method", "seed", "block", "score")
@@ -112,12 +113,15 @@ def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = t
         return "There is nothing to compare: no two methods share a seed."
     what, unit, scale, digits = FIGURES[figure]
     values = [signed(scale * value, digits) for value in rows["difference"]]
-    said = grouped(rows.assign(value=values), "{other} ({value})", RELATIONS, NOT_DIFFERENT, name)
+    said = [
+        f"The {what} of {name(base)}, in {unit}, is "
+        f"{grouped(each, '{other} ({value})', RELATIONS, NOT_DIFFERENT, name)}."
+        for base, each in rows.assign(value=values).groupby("method", sort=False)
+    ]
     alone = rows["seeds"].str.endswith(" 1").all()
     one = "One seed gives no interval, so no difference counts as significant." if alone else ""
-    base = name(rows["method"].iloc[0])
     holm = f"Holm's correction is over {len(rows)} comparisons." if len(rows) > 1 else ""
-    return " ".join(filter(None, [f"The {what} of {base}, in {unit}, is {said}.", holm, one]))
+    return " ".join(filter(None, [*said, holm, one]))
 
 
 def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
@@ -162,12 +166,13 @@ def _comparison(row: dict[str, Any], name: Callable[[str], str]) -> dict[str, An
         **({"change": row["change"]} if "change" in row else {}),
         **names,
         "verdict": row["verdict"],
+        **({"appendix expects": EXPECTED[row["expected"]]} if "expected" in row else {}),
         "difference (95 %: over seeds; over test images)": (
             f"{signed(scale * row['difference'], digits)} ({spans})"
         ),
         "p (Holm)": f"{row['holm']:.3f}",
         "images that differ": row["differing"],
-        "sign of the mean in": f"{row['seeds']} seeds",
+        "seeds with the mean's sign": row["seeds"],
     }
 
 
@@ -183,7 +188,8 @@ def evidence(pieces: pd.DataFrame) -> Iterator[str]:
             continue
         counted = pd.isna(piece["seeds_low"]) and pd.notna(piece["p"])
         text = f"{piece['seeds']} runs {piece['unit']}"
-        text = text if counted else interval(piece, piece["unit"], 1)
+        digits = 4 if piece["unit"] == "nats" else 2
+        text = text if counted else interval(piece, piece["unit"], 1, digits)
         yield f"{piece['label']}: {text}: {words.get(piece['verdict'], piece['verdict'])}"
 
 

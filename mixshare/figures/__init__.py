@@ -12,6 +12,7 @@ from mixshare.figures.of_studies import (
     overlaid,
     overlaps,
     short,
+    start,
 )
 from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
@@ -34,6 +35,7 @@ __all__ = [
     "kernels",
     "adjustments",
     "short",
+    "start",
     "time_spent",
     "save",
 ]

@@ -17,11 +17,11 @@ METHOD_NAMES = {
 SETTINGS = {
     "encoder_init=identical": "identical encoders",
     "encoder_init=colinear": "co-linear encoders",
-    "encoder_init=half": "half identical",
+    "encoder_init=half": "half identical encoders",
     "encoder_init=flipped": "flipped encoders",
     "encoder_init=independent": "independent encoders",
     "mix_fade=0": "no fade",
-    "mix_probability=1": "cutmix always",
+    "mix_probability=1": "cutmix in every batch",
     "mix_probability=0.5": "cutmix in half of the batches",
     "input_repetition=0": "no input repetition",
     "loss_root=1": "loss weights with r = 1",

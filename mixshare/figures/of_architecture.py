@@ -17,7 +17,7 @@ COLUMNS = {
 }
 WIDTHS = {"input": 7, "encoder": 10, "mix": 13, "core": 7.5, "unmix": 15, "classifier": 9}
 SHARED_FACE, MEMBER_FACES = "#EEEEEE", [f"{color}33" for color in MEMBER_COLORS]
-MIXES = {"sum": "mean of the\nencodings", "linear": "linear mix,\nratio drawn"}
+MIXES = {"sum": "sum of the\nencodings", "linear": "linear mix,\nratio drawn"}
 
 
 def architecture(config: RunConfig) -> Figure:

@@ -36,7 +36,8 @@ def short(name: str) -> str:
     return ", ".join(settings).replace(" encoders", "") or method
 
 
-def _start(encoder_init: str) -> str:
+def start(encoder_init: str) -> str:
+    """Return what people call the encoders' start."""
     return short(f"mixshare+encoder_init={encoder_init}")
 
 
@@ -117,7 +118,7 @@ def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
                 for history in runs:
                     panel.plot(history["epoch"] + 1, history[name], **style)
                 panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-            axes[0, column].set_title(_start(encoder_init))
+            axes[0, column].set_title(start(encoder_init))
             axes[1, column].set_xlabel("epochs trained")
         for panel, label in zip(axes[:, 0], labels.values(), strict=True):
             panel.set_ylabel(label)
@@ -137,7 +138,7 @@ def drift(table: pd.DataFrame) -> Figure:
                 # Hollow, so that runs at one place are all seen.
                 style = ENCODER_STYLES[encoder_init] | {"linestyle": "none", "markersize": 5}
                 style |= {"markerfacecolor": "none", "markeredgewidth": 0.8}
-                style["label"] = _start(encoder_init)
+                style["label"] = start(encoder_init)
                 panel.plot(rows["kernel_cosine"], 100 * rows[column], **style)
             panel.set(xlabel="mean cosine of kernels after training", ylabel=label)
         legend_above(figure, axes[0, 0], table["start"].nunique())
@@ -157,7 +158,7 @@ def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
     with new_figure(len(stacked), 1, "full", height) as (figure, axes):
         for panel, (encoder_init, pictures) in zip(axes[:, 0], stacked.items(), strict=True):
             drawn = _draw_kernels(panel, _tile(pictures), largest)
-            panel.set_title(_start(encoder_init))
+            panel.set_title(start(encoder_init))
             names = [f"encoder {m + 1}" for m in range(members)]
             panel.set(xticks=[], yticks=_middles(members), yticklabels=names)
         bottom, numbers = axes[-1, 0], range(1, channels + 1)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import states
 
-from mixshare.chapters import chapter_path
+from mixshare.chapters import chapter_path, report
 from mixshare.checks import FileProblem
 from mixshare.files import published_folder
 
@@ -87,8 +87,7 @@ class TestWhichChapters:
         text = (tmp_path / "index.md").read_text()
         assert text.startswith("# Paper\n")
         assert "1,297 training images of `cifar100`, WRN-28-2, 300 epochs" in text
-        assert "so nothing is compared yet" in text
-        assert " minus " not in text
+        assert "There is nothing to compare: no two methods share a seed." in text
         assert "chapters/02" not in text
         grid = (tmp_path / "chapters" / "05_results-width.ipynb").read_text()
         assert "# Grid width: Does sharing features matter most where the network is small?" in grid
@@ -111,57 +110,11 @@ class TestWhichChapters:
         assert ", Linux, " in text and "Another system" in text
 
 
-PAIR = {
-    **{"method": "mixshare", "other": "mimo", "figure": "accuracy_ensemble"},
-    **{"difference": 0.002667, "seeds_low": -0.00492, "seeds_high": 0.01026},
-    **{"images_low": -0.002, "images_high": 0.008, "p": 0.3, "seeds": "2 of 3"},
-    **{"differing": 12, "holm": 0.6, "raw": "not significant", "verdict": "not significant"},
-}
-OF_NLL = {
-    **{"figure": "nll", "difference": -0.0121, "seeds_low": -0.0202, "seeds_high": -0.004},
-    **{"images_low": -0.03, "images_high": 0.001, "seeds": "3 of 3"},
-}
-
-
-class TestHowSureWeAre:
-    @pytest.fixture
-    def sentences(self, outputs):
-        """Return `sentences(*pairs)`: the lines about a reader's own table of these pairs."""
-        studies = outputs / "digits" / "studies"
-        shutil.copytree(DIGITS / "studies", studies)
-
-        def get(*pairs: dict) -> list[str]:
-            table = pd.DataFrame(pairs, columns=list(PAIR))
-            table.to_csv(studies / "paired.csv", index=False)
-            text = book.first_page("digits", studies.parent, [])
-            return [line for line in text.splitlines() if " minus " in line or "compared" in line]
-
-        return get
-
-    def test_both_intervals_the_seeds_and_the_verdict_of_every_pair_and_figure_are_given(
-        self, sentences
-    ):
-        assert sentences(PAIR, PAIR | OF_NLL) == [
-            "- MixShare minus MIMO, ensemble accuracy: +0.27 percentage points (95 % intervals: "
-            "seeds -0.49 to +1.03, test images -0.20 to +0.80; higher in 2 of 3 seeds): "
-            "not significant.",
-            "- MixShare minus MIMO, NLL: -0.012 nats (95 % intervals: seeds -0.020 to -0.004, "
-            "test images -0.030 to +0.001; lower in 3 of 3 seeds): not significant.",
-        ]
-
-    def test_a_difference_of_exactly_zero_is_equal_and_a_verdict_is_holms(self, sentences):
-        equal = {"difference": 0.0, "seeds": "1 of 3", "verdict": "too few images differ"}
-        decided = {"raw": "higher", "verdict": "higher", "difference": 0.05}
-        adjusted = {"raw": "lower", "verdict": "not significant", "difference": -0.05}
-        first, second, third = sentences(PAIR | equal, PAIR | decided, PAIR | adjusted)
-        assert first.endswith("; equal in 1 of 3 seeds): too few images differ.")
-        assert "accuracy: +0.00 percentage points" in first
-        assert second.endswith("; higher in 2 of 3 seeds): higher.")
-        assert third.endswith("; lower in 2 of 3 seeds): not significant.")
-
-    def test_without_a_pair_it_says_so(self, sentences):
-        (line,) = sentences()
-        assert line.startswith("- No two methods share a seed")
+def test_the_first_page_says_which_differences_are_significant(outputs):
+    text = book.first_page("digits", DIGITS, [])
+    paired = pd.read_csv(DIGITS / "studies" / "paired.csv")
+    for figure in ("accuracy_ensemble", "nll"):
+        assert report.differences(paired, figure) in text
 
 
 class TestAChapter:
@@ -217,18 +170,6 @@ class TestAChapter:
         path, folder = chapter_path("01_training"), tmp_path / "states"
         assert book.chapter_page(path, folder=folder) == book.chapter_page(path)
         assert not folder.exists()
-
-    def test_describes_a_figure_without_a_description_by_the_heading_above_it(self, tmp_path):
-        notebook = json.loads((DIGITS / "chapters" / "05_results.ipynb").read_text())
-        for cell in notebook["cells"]:
-            if "figures.results(" in "".join(cell["source"]):
-                cell["source"] = "another()"
-                del cell["metadata"]["mystnb"]
-        path = tmp_path / "05_results.ipynb"
-        path.write_text(json.dumps(notebook))
-        cells = json.loads(book.chapter_page(path))["cells"]
-        (cell,) = [cell for cell in cells if "another()" in cell["source"]]
-        assert cell["metadata"]["mystnb"]["figure"]["caption"] == "Differences, seed by seed"
 
 
 class TestTheCommand:

@@ -76,7 +76,7 @@ class TestDifferences:
 
     def test_say_where_there_is_little_to_go_by(self):
         few = pairs({"verdict": statistics.TOO_FEW}, {"other": "single"})
-        text = "is not judged, since too few test images differ, against that of MIMO (+1.00); sig"
+        text = "(fewer than ten test images differ) against that of MIMO (+1.00); significantly hi"
         assert text in report.differences(few, "accuracy_ensemble")
         one = pairs({"seeds": "1 of 1", "verdict": statistics.UNDECIDED})
         assert report.differences(one, "accuracy_ensemble").endswith(
@@ -105,7 +105,7 @@ class TestReadable:
         column = "difference (95 %: over seeds; over test images)"
         assert list(table)[:2] == ["verdict", column]
         assert accuracy[column] == "+1.00 (−1.00 to +3.00; 0.00 to +2.00)"
-        assert accuracy["sign of the mean in"] == "2 of 3 seeds"
+        assert accuracy["seeds with the mean's sign"] == "2 of 3"
         assert table.loc[("NLL, nats", "MixShare", "MIMO"), column].startswith("−0.012 (")
 
     def test_scores_are_in_percent_where_they_are_shares(self):

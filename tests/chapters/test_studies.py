@@ -341,7 +341,10 @@ class TestPublishedStudies:
         ):
             folder = published_folder() / "digits" / name / "seed-1"
             assert {path.name for path in folder.iterdir()} == wanted
-        for config in (*studies.aligned_runs("digits", [1, 2, 3]), row_of("cutmix always")):
+        for config in (
+            *studies.aligned_runs("digits", [1, 2, 3]),
+            row_of("cutmix in every batch, no fade"),
+        ):
             run = runs.Run(config, runs.run_folder(config, published_folder()))
             assert run.model.encoders[0].weight.isfinite().all()
 
@@ -488,7 +491,10 @@ class TestAdjustments:
         for change, verdicts in (
             ("loss weights evened out, r = 3", ["supports", "supports"]),  # worse
             ("no input repetition", ["contradicts", "contradicts"]),  # better
-            ("unmixing: nearest masks", ["higher", "lower"]),  # better, and no statement
+            (
+                "unmixing: masks resized by nearest neighbour",
+                ["higher", "lower"],
+            ),  # better, and no statement
             ("no unmixing", ["lower", "higher"]),  # worse
         ):
             assert found.loc[change, list(FIGURES)].tolist() == verdicts, change
