@@ -116,7 +116,7 @@ def _pair(item: dict[str, Any]) -> tuple[str, str]:
 def _label(item: dict[str, Any]) -> str:
     """Return what a piece of evidence is called; of counts, all their groups together."""
     if "label" in item:
-        return item["label"].partition("{")[0].strip(" ,")
+        return item["label"].partition(", block {")[0]
     first, second = map(title, _pair(item))
     changed = second.removeprefix(f"{first}, ")
     return f"{first} minus {second if changed == second else f'the same with {changed}'}"

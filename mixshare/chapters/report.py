@@ -41,8 +41,8 @@ def where(applies: bool, text: str) -> Text | None:
 
 
 def listed(words: Iterable[str]) -> str:
-    """Return "a", "a and b", or "a, b and c"."""
-    *most, last = words
+    """Return "a", "a and b", or "a, b and c"; of no words nothing."""
+    *most, last = [*words] or [""]
     return " and ".join(filter(None, (", ".join(most), last)))
 
 

@@ -21,7 +21,8 @@ from mixshare.data import load_data
 from mixshare.files import project_root, published_folder, read_json
 from mixshare.training import test_logits as logits_of
 
-PAGES = "\n".join(path.read_text() for path in publish.pages())
+README, *_ = TEXTS = [path.read_text() for path in publish.pages()]
+PAGES = "\n".join(TEXTS)
 PUBLISHED = published_folder()
 METHODS, SEEDS = list(targets.DEFAULT_METHODS), list(targets.DEFAULT_SEEDS)
 DIGITS = grids.select("", "digits", METHODS, SEEDS, "mixshare")
@@ -228,6 +229,43 @@ class TestTablesOfThePages:
 
 
 # What the pages say
+
+
+def test_the_pages_on_photographs():
+    pairs = table("photographs", "paired.csv").query("figure == 'accuracy_ensemble'")
+    pairs = pairs.set_index("other")
+    ends = (
+        "points more than {} (95 % intervals: seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f}"
+    )
+    for other, words in (("single", "a single network"), ("cut_mixmo", "Cut-MixMo")):
+        row = pairs.loc[other]
+        lead = f"{100 * row['difference']:.2f}"
+        numbers = [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
+        said = ends if other == "single" else ends.replace("95 % intervals: ", "")
+        assert row["verdict"] == "higher" and f"{lead} {said.format(words, *numbers)}" in PAGES
+        assert f"{lead} " in README
+    rows = table("photographs", "runs.csv")
+    means = (
+        100
+        * rows[~rows["seed"].astype(str).str.contains("+", regex=False)]
+        .groupby("method")[
+            ["accuracy_ensemble", "accuracy_individual", "agreement", "accuracy_train"]
+        ]
+        .mean()
+    )
+    mixshare, cut_mixmo = means.loc["mixshare"], means.loc["cut_mixmo"]
+    for text in (
+        f"MixShare is right on {mixshare['accuracy_ensemble']:.1f} % of the test images",
+        f"({means.loc['single', 'accuracy_train']:.1f} % right)",
+        f"agree on {mixshare['agreement']:.1f} % of the images",
+        f"on {mixshare.iloc[0] - mixshare.iloc[1]:.2f} points more than each",
+        f"members agree on {cut_mixmo['agreement']:.1f} %",
+        f"together gain {cut_mixmo.iloc[0] - cut_mixmo.iloc[1]:.2f} points",
+        f"right on {cut_mixmo['accuracy_train']:.1f} % of the training images",
+    ):
+        assert text in PAGES, text
+    claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
+    assert claimed.filter(like="Small networks gain").tolist() == ["supported"]
 
 
 class TestThePagesOnDigits:
