@@ -161,6 +161,7 @@ def _comparison(row: dict[str, Any], name: Callable[[str], str]) -> dict[str, An
     what, unit, scale, digits = FIGURES[row["figure"]]
     names = {key: name(row[key]) for key in ("base", "method", "other") if key in row}
     spans = "; ".join(span(row, kind, scale, digits) for kind in ("seeds", "images"))
+    spans = spans.replace(" to ", "\u00a0to\u00a0")  # a narrow column breaks between the two
     return {
         "figure": f"{what}, {unit}",
         **({"change": row["change"]} if "change" in row else {}),

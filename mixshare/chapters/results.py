@@ -47,7 +47,7 @@ IMAGE_SCORES = {"accuracy_ensemble": "right", "nll": "nll"}
 # Of the tables in the README and in the book.
 TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
-    *COSTS[:3],
+    *COSTS[1:3],
     "latency_ms",
 )
 WARM_UP = 3  # forward passes before latency is measured
@@ -342,7 +342,9 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] = _NAMES) -> pd.DataFr
 
 
 def _mean_and_deviation(mean: float, deviation: float, digits: int) -> str:
-    return _number(mean, digits) + ("" if pd.isna(deviation) else f" ± {deviation:.{digits}f}")
+    # Without a break, wherever a page has room.
+    spread = "" if pd.isna(deviation) else f"\u00a0±\u00a0{deviation:.{digits}f}"
+    return _number(mean, digits) + spread
 
 
 def _number(value: float, digits: int) -> str:

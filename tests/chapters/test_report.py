@@ -104,7 +104,7 @@ class TestReadable:
         accuracy = table.loc[("ensemble accuracy, points", "MixShare", "MIMO")]
         column = "difference (95 %: over seeds; over test images)"
         assert list(table)[:2] == ["verdict", column]
-        assert accuracy[column] == "+1.00 (−1.00 to +3.00; 0.00 to +2.00)"
+        assert accuracy[column] == "+1.00 (−1.00\u00a0to\u00a0+3.00; 0.00\u00a0to\u00a0+2.00)"
         assert accuracy["seeds with the mean's sign"] == "2 of 3"
         assert table.loc[("NLL, nats", "MixShare", "MIMO"), column].startswith("−0.012 (")
 

@@ -46,7 +46,7 @@ def test_a_figure_that_one_run_does_not_have_is_a_dash_not_a_mean_of_the_others(
     rows.loc[0, "diversity"] = np.nan
     texts = results.formatted(results.summary(rows), ["accuracy_ensemble", "diversity"])
     assert texts.loc["mimo", "diversity"] == "–"
-    assert texts.loc["mimo", "ensemble accuracy, %"] == "60.00 ± 14.14"
+    assert texts.loc["mimo", "ensemble accuracy, %"] == "60.00\u00a0±\u00a014.14"
 
 
 def test_one_run_has_no_deviation():
