@@ -9,46 +9,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import targets
+import yaml
 from targets import Target
 
 from mixshare import runs
 from mixshare.chapters import grids, report, results
 from mixshare.checks import FileProblem
-from mixshare.config import METHODS, RunConfig
+from mixshare.config import RunConfig
 from mixshare.data import forget_digests
 from mixshare.files import display_path, outputs_folder, project_root, published_folder, write_text
 
-MOST_BYTES = {"photographs": 40_000_000}  # of a profile, in git
-MOST_OF_OTHERS = 20_000_000
-# The runs whose large files are published, for each profile: patterns of `<name>/seed-<n>`.
-_PLAIN = [f"{method}/*" for method in METHODS]  # without overrides
-_FIRST = [f"{method}/seed-1" for method in METHODS]
-LARGE_FILES = {
-    "smoke": {"test_scores.npz": []},
-    # test scores are computed from the logits, which are small; weights are those that chapters use
-    "digits": {
-        "weights.safetensors": [
-            *(*_PLAIN, "single+batch_repetition=2/*", "cut_mixmo+mix_fade=0+mix_probability=1/*"),
-            *(
-                "mixshare+input_repetition=0/*",
-                "mixshare+encoder_init=[cfh]*",
-                "mixshare+encoder_init=independent/*",
-            ),
-            "mixshare+encoder_init=independent+unmix=false/*",
-        ],
-        "test_scores.npz": [],
-    },
-    # of 100 classes and 10,000 images the scores; weights of blocks 1 to 3: 0.8 MB a run
-    "photographs": {
-        "weights.safetensors": [
-            *(*_PLAIN, "mixshare+tied=true/*", "single+pixel_cutmix=true/*"),
-            "single+batch_repetition=2/*",
-        ],
-        "test_logits.npz": [],
-    },
-    # weights: 6 MB a run
-    "paper": {"weights.safetensors": [], "test_logits.npz": _FIRST},
-}
+_DECLARED = yaml.safe_load(Path(__file__).with_name("published.yml").read_text(encoding="utf-8"))
+MOST_BYTES, LARGE_FILES = _DECLARED["most_bytes"], _DECLARED["large_files"]  # by profile
 MARKS = ("<!-- table: {} -->", "<!-- end of table -->")  # around each table in a page
 
 
@@ -81,7 +53,7 @@ def publish(
     for path in _finished_files(profile, batch):
         copies[published_folder() / path.relative_to(outputs_folder())] = path
     size = sum(path.stat().st_size for path in copies.values())
-    if size > (most := MOST_BYTES.get(profile, MOST_OF_OTHERS)):
+    if size > (most := MOST_BYTES[profile]):
         possible = f"possible are {most / 1e6:.0f} MB"
         raise FileProblem(f"{size / 1e6:.0f} MB to publish for {profile}; {possible}")
     for path in copies.values():

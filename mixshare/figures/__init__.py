@@ -1,5 +1,7 @@
 """Matplotlib figures from tables and tensors; nothing is computed here but where to draw."""
 
+# ruff: noqa: F401 (names for others)
+
 from mixshare.figures.names import title
 from mixshare.figures.of_architecture import architecture
 from mixshare.figures.of_results import along, claims, results
@@ -16,26 +18,3 @@ from mixshare.figures.of_studies import (
 )
 from mixshare.figures.of_training import answers, curves, mixing, note, schedule
 from mixshare.figures.style import save
-
-__all__ = [
-    "architecture",
-    "title",
-    "mixing",
-    "note",
-    "schedule",
-    "curves",
-    "answers",
-    "results",
-    "claims",
-    "along",
-    "overlaid",
-    "overlaps",
-    "alignment",
-    "drift",
-    "kernels",
-    "adjustments",
-    "short",
-    "start",
-    "time_spent",
-    "save",
-]
