@@ -25,7 +25,7 @@ from mixshare.figures import style
 from mixshare.figures.names import title
 from mixshare.files import project_root
 
-PUBLIC = {name: getattr(figures, name) for name in figures.__all__}
+PUBLIC = {name: each for name, each in vars(figures).items() if inspect.isfunction(each)}
 DRAWING = {
     name: function
     for name, function in PUBLIC.items()
