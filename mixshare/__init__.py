@@ -20,7 +20,8 @@ The paper in code, in the order in which it is read; each module uses only those
     runs       a run on disk: saving, loading, provenance
     training   epochs of steps, checkpoints, exact resume
 
-`figures` draws tables and tensors; `chapters` holds what the notebooks call beyond the paper.
+`figures` draws tables and tensors; `chapters` holds what the notebooks call beyond the paper;
+`deploy` is the console script, from a folder of pictures to a network that runs elsewhere.
 Torch is imported when it is first needed, so that a configuration does not wait for it.
 """
 

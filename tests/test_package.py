@@ -67,9 +67,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_of_the_batch_or_the_book(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = [
-        p for p in (ROOT / "mixshare").rglob("*") if p.suffix in (".py", ".mplstyle", ".yml")
-    ]
+    kinds = (".md", ".mplstyle", ".py", ".yml")
+    sources = [path for path in (ROOT / "mixshare").rglob("*") if path.suffix in kinds]
     assert names == {path.relative_to(ROOT).as_posix() for path in sources}
 
 
