@@ -259,8 +259,10 @@ def _described(cells: list[Cell]) -> Iterator[Cell]:
         if cell["cell_type"] == "code":
             tags = metadata.get("tags", [])
             outputs = [] if "regression" in tags else cell["outputs"]
-            outputs = [_captioned(output, metadata.get("caption")) for output in outputs]
-            cell = cell | {"outputs": outputs}
+            caption = metadata.get("caption")
+            shown = [each for each in outputs if any(each.get("data", {"": "text"}).values())]
+            shown = [_captioned(each, caption) for each in shown]
+            cell = cell | {"outputs": shown}
             metadata = metadata | {"tags": [*tags, "hide-input"]}
         yield cell | {"source": "".join(cell["source"]), "metadata": metadata}
 

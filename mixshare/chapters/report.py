@@ -209,12 +209,12 @@ def judged(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=["main", "holds", "family"])
 
 
-def box(folder: Path, chapter: str = "") -> Text:
+def box(folder: Path, chapter: str = "") -> Text | None:
     """Return the end of a chapter: each of its claims, the evidence, the verdict, what is open.
 
     Args:
         folder: As in `judged`.
-        chapter: Its name; by default all claims.
+        chapter: Its name; by default all claims. Of one without claims there is no box.
     """
     claimed = judged(folder)
     boxes = [
@@ -224,7 +224,7 @@ def box(folder: Path, chapter: str = "") -> Text:
         + f"> **Still open.** {row.open}"
         for row in claimed[claimed["chapter"].str.startswith(chapter)].itertuples()
     ]
-    return Text("\n\n".join(boxes))
+    return where(bool(boxes), "\n\n".join(boxes))
 
 
 def overview(folders: dict[str, Path], main: bool = False) -> Text:
