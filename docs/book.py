@@ -195,7 +195,8 @@ def assemble(profile: str, pages: Path) -> None:
     for run in executed:
         if run is not shown:
             sources[run.page] = chapter_page(run.path, title=run.title)
-    sources["runs.md"] = runs_page(executed, shown)
+    runs_page = TEMPLATES.get_template("runs.md")
+    sources["runs.md"] = runs_page.render(runs=executed, shown=shown, origin=_origin)
     for name, text in sources.items():
         write_text(pages / name, text)
     if (folder / CORE).is_file():
@@ -224,7 +225,7 @@ def front_page(profiles: list[str]) -> str:
     return TEMPLATES.get_template("front.md").render(
         configs=[RunConfig.preset(profile) for profile in profiles],
         claims=report.overview(folders),
-        runs={name: len(_runs(folder)) for name, folder in folders.items()},
+        tables={name: results.read_summary(each / "results.csv") for name, each in folders.items()},
     )
 
 
@@ -316,17 +317,6 @@ def _purpose(source: str) -> str:
     return CODE
 
 
-def runs_page(executed: list[ExecutedRun], shown: ExecutedRun) -> str:
-    """Return a page that leads to every run, with its figures; `shown` is chapter 01."""
-    return TEMPLATES.get_template("runs.md").render(runs=executed, shown=shown, origin=_origin)
-
-
-def _runs(studies: Path) -> pd.DataFrame:
-    """Return the rows of a table of results that are runs; a deep ensemble is none."""
-    rows = pd.read_csv(studies / "runs.csv", dtype={"seed": str})
-    return rows[~rows["seed"].str.contains("+", regex=False)]
-
-
 def first_page(profile: str, folder: Path, chapters: list[str]) -> str:
     """Return the question, the answer in a picture and a table, and how sure we are.
 
@@ -337,7 +327,8 @@ def first_page(profile: str, folder: Path, chapters: list[str]) -> str:
     """
     files = (folder / "studies").glob("*.csv")
     tables = {path.stem: pd.read_csv(path, dtype={"seed": str}) for path in files}
-    rows = _runs(folder / "studies")
+    rows = tables["runs"]
+    rows = rows[~rows["seed"].str.contains("+", regex=False)]  # a deep ensemble is no run
     made = [_provenance(profile, folder, row.method, row.seed) for row in rows.itertuples()]
     machine = "{device}, threads: {threads}, {system}, Python {python}, PyTorch {torch}"
     return TEMPLATES.get_template("index.md").render(

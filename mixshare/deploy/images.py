@@ -32,6 +32,7 @@ def find_pictures(folder: Path) -> list[Path]:
     """
 
     def refuse(error: OSError) -> None:
+        """Name the folder that can't be read."""
         raise FileProblem(f"can't read {printable(error.filename)}: {first_line(error)}")
 
     paths = []

@@ -274,7 +274,7 @@ class TestTheBook:
         assert verdicts == kept["verdict"].to_list()
         (row,) = profiles.select("tbody tr")
         assert [text_of(cell) for cell in row.select("td")] == (
-            ["digits", "digits", "WRN-10-1", "40", "15"]
+            ["digits", "digits", "WRN-10-1", "40", "7"]
         )
         links = {a["href"] for a in book.soup("index.html").select(".bd-sidebar-primary a[href]")}
         assert {"https://arxiv.org/abs/2205.10139", "digits/runs.html"} <= links
