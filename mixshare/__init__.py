@@ -12,6 +12,7 @@ The paper in code, in the order in which it is read; each module uses only those
     data       a data set as tensors of images and labels
     mixing     masks, mixing, unmixing, loss weights
     batch      images gathered, cropped, flipped and normalised for one step
+    timm_core  a network of timm without its first convolution and its classifier
     model      M encoders, a shared core, M classifiers
     step       one training step: loss, optimizer, learning rate
     metrics    accuracy, calibration and diversity of members and ensemble
@@ -31,9 +32,11 @@ from typing import Any
 from mixshare.config import RunConfig
 
 __version__ = "0.1.0"
-__all__ = ["MimoWideResNet", "RunConfig", "fold", "load", "train"]
-
-_HOME = {"MimoWideResNet": "model", "fold": "model", "train": "training", "load": "runs"}
+_HOME = {
+    **dict.fromkeys(("MimoWideResNet", "MultiInput", "fold"), "model"),
+    **{"train": "training", "load": "runs"},
+}
+__all__ = ["RunConfig", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,10 +47,13 @@ PROFILES: dict[str, dict[str, Any]] = {
                   crop_padding=4, flip=True),
 }
 
+WRN, TIMM = "wrn", "timm:"  # networks: the paper's, or timm's of the name that follows
+
 # What all runs share unless overridden (appendix A).
 COMMON: dict[str, Any] = dict(
     batch_size=64, momentum=0.9, l2=3e-4, warmup_epochs=1, decay=0.1,
     unmix_normalize=True, unmix_resize="area", tied=False, pixel_cutmix=False,
+    network=WRN, init_weights="",
     repeat_augmented=False, evaluate_every=1,
     precision="float32", capture=False, deterministic=True, threads=1, device="auto",
 )
@@ -77,6 +80,11 @@ class RunConfig:
     seed: Annotated[int, Range(0, 2**63)]  #: of all that is random, weights and plan
     #: "digits", "digits-few", or the name of an archive in the data folder, such as "cifar100"
     dataset: str
+    #: "wrn", the wide residual network, or "timm:" and the name of a convolutional network of
+    #: timm, such as "timm:resnet18", whose depth and width are its own
+    network: str
+    #: a checkpoint file of that network of timm, from which it starts; else ""
+    init_weights: str
     depth: int  #: 6n + 4 layers
     #: channels of the three block groups: 16, 32, 64 times the width, rounded
     width: Annotated[float, Range(0, 64, closed="high")]
@@ -163,6 +171,21 @@ class RunConfig:
             raise InvalidValue(
                 "tied encoders are one; possible is encoder_init='identical', "
                 f"not '{self.encoder_init}'"
+            )
+        if not re.fullmatch(rf"{WRN}|{TIMM}[A-Za-z0-9_.]+", self.network):
+            raise InvalidValue(
+                f"network is {self.network!r}; possible are '{WRN}', or '{TIMM}' and a network of "
+                f"timm, such as '{TIMM}resnet18'"
+            )
+        if self.init_weights and self.network == WRN:
+            raise InvalidValue("init_weights are of a network of timm, not of 'wrn'")
+        sizes = {name: PROFILES[self.profile][name] for name in ("depth", "width")}
+        if self.network != WRN and sizes != {name: getattr(self, name) for name in sizes}:
+            raise InvalidValue(f"depth and width are those of 'wrn', not of '{self.network}'")
+        if self.init_weights and self.members > 1 and self.encoder_init in ("independent", "half"):
+            raise InvalidValue(
+                "init_weights start all encoders from the same kernels; possible is "
+                f"encoder_init='identical', not '{self.encoder_init}'"
             )
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
             raise InvalidValue(
@@ -271,4 +294,6 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         digits = f"{value:g}" if float(f"{value:g}") == value else repr(value)
         return digits.replace("e+", "e")  # + separates the fields of a name
+    if isinstance(value, str):  # of a checkpoint's path the file, and as a folder can be called
+        return re.sub(r"[^A-Za-z0-9._-]", "-", value.replace("\\", "/").rsplit("/")[-1])
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -264,12 +264,8 @@ def _check_images(what: str, images: np.ndarray, like: tuple[int, ...]) -> None:
             f"{what} are {images.dtype} {images.shape}; wanted are uint8 "
             "(rows, height, width, 1 or 3)"
         )
-    _, height, width, _ = images.shape
-    if images.shape[1:] != like[1:] or height % 4 or width % 4 or not images.size:
-        raise FileProblem(
-            f"{what} are {images.shape}; wanted is one size for all, height and width divisible "
-            "by 4"
-        )
+    if images.shape[1:] != like[1:] or not images.size:
+        raise FileProblem(f"{what} are {images.shape}; wanted is one size for all")
 
 
 def _check_labels(what: str, labels: np.ndarray, rows: int, classes: int) -> None:

@@ -1,138 +1,116 @@
 """What each subnetwork uses in input block, core and output block, and how much two share.
 
-Every study works on a `Parts`: a few callables and weights. `parts(model)` makes one of our own
-network; any other network with encoders, blocks and classifiers can be described by one.
-Dimensions: M members, N images, F fixed inputs, C_k feature maps after block k.
+Every study works on a `MultiInput`, whose levels are its residual groups, or a network's stages.
+Dimensions: M members, N images, F fixed inputs, C_k feature maps after level k.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from mixshare import mixing
 from mixshare.checks import InvalidValue
+from mixshare.model import MultiInput
 
 ROWS = 100  # images through the core at once
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A multi-input network in parts: encodings are summed, pass the blocks, and are classified."""
-
-    encode: Sequence[Callable[[Tensor], Tensor]]  # by member: (B, C, H, W) -> encoding
-    blocks: Sequence[Callable[[Tensor], Tensor]]  # feature map -> feature map (B, C_k, H_k, W_k)
-    heads: Callable[[Tensor], Tensor]  # the last feature map -> logits (M, B, classes)
-    kernels: Sequence[Tensor]  # by member: the encoder's weights (16, C, 3, 3)
-    weights: Sequence[Tensor]  # by member: the classifier's weights (classes, C_last)
-
-    @property
-    def members(self) -> int:
-        """M, the number of subnetworks."""
-        return len(self.encode)
-
-
-def parts(model: nn.Module | Parts) -> Parts:
-    """Take a `MimoWideResNet` apart, or any module with the same attributes."""
-    if isinstance(model, Parts):
-        return model
-    return Parts(
-        encode=list(model.encoders),
-        blocks=list(model.blocks),
-        heads=lambda x: model.classify(F.relu(model.norm(x))),
-        kernels=[encoder.weight.detach() for encoder in model.encoders],
-        weights=[classifier.weight.detach() for classifier in model.classifiers],
-    )
-
-
 @torch.no_grad()
-def feature_maps(
-    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield the core's feature maps of images at one member's input, the others held fixed.
+def mixed_encodings(
+    model: MultiInput, images: Tensor, fixed: Tensor, member: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the core's input for images at one member's input, the others held fixed.
 
     Args:
-        model: The network; it is left in the mode that it was in.
+        model: The network, in evaluation mode meanwhile.
         images: (N, C, H, W) normalised floats.
         fixed: (F, C, H, W): each in turn at every other member's input.
         member: Whose input the images go to.
 
     Yields:
-        A slice of the images and, after each block, (F, B, C_k, H_k, W_k).
+        A slice of B images, and (F * B, …) summed encodings.
 
     Raises:
         ValueError: There is no such member, or too few images.
     """
-    network = parts(model)
-    if not 0 <= member < network.members:
-        raise InvalidValue(f"member is {member}; possible are 0 to {network.members - 1}")
+    if not 0 <= member < model.members:
+        raise InvalidValue(f"member is {member}; possible are 0 to {model.members - 1}")
     if len(images) < 2 or not len(fixed):
         raise InvalidValue(
             f"a study wants two images or more and a fixed one, not {len(images)} and {len(fixed)}"
         )
-    training = isinstance(model, nn.Module) and model.training
+    training = model.training
+    model.eval()  # running statistics are to be used, not changed
     try:
-        if training:  # running statistics are to be used, not changed
-            model.eval()
-        yield from _maps(network, images, fixed, member)
+        other_encoders = [encode for m, encode in enumerate(model.encoders) if m != member]
+        others = fixed.new_zeros(len(fixed), 1, 1, 1)
+        if other_encoders:
+            others = mixing.add(encode(fixed) for encode in other_encoders)  # (F, 16, H, W)
+        rows = max(1, ROWS // len(fixed))
+        for start in range(0, len(images), rows):
+            batch = slice(start, min(start + rows, len(images)))
+            own = model.encoders[member](images[batch])  # (B, 16, H, W)
+            yield batch, (own[None] + others[:, None]).flatten(0, 1)
     finally:
-        if training:
-            model.train()
+        model.train(training)
 
 
-def _maps(
-    network: Parts, images: Tensor, fixed: Tensor, member: int
+def feature_maps(
+    model: MultiInput, images: Tensor, fixed: Tensor, member: int
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    other_encoders = [encode for m, encode in enumerate(network.encode) if m != member]
-    others = fixed.new_zeros(len(fixed), 1, 1, 1)
-    if other_encoders:
-        others = sum(encode(fixed) for encode in other_encoders)  # (F, 16, H, W)
-    rows = max(1, ROWS // len(fixed))
-    for start in range(0, len(images), rows):
-        batch = slice(start, min(start + rows, len(images)))
-        own = network.encode[member](images[batch])  # (B, 16, H, W)
-        x = (own[None] + others[:, None]).flatten(0, 1)
-        maps = []
-        for block in network.blocks:
-            x = block(x)
-            maps.append(x.unflatten(0, (len(fixed), -1)))
-        yield batch, maps
+    """Yield a slice of the images and each level's maps of them, (F, B, C_k, H_k, W_k).
+
+    As `mixed_encodings` does.
+    """
+    for batch, encodings in mixed_encodings(model, images, fixed, member):
+        with torch.no_grad():
+            maps = model.maps(encodings)
+        yield batch, [each.unflatten(0, (len(fixed), -1)) for each in maps]
 
 
 # Input and output block (Sec. 2 of the paper, Figs. 3 and 5)
 
 
-def kernel_norms(model: nn.Module | Parts) -> Tensor:
+def kernels(model: MultiInput) -> list[Tensor]:
+    """Return each encoder's kernel: M of (16, C, 3, 3), or of the first convolution's shape."""
+    return [encoder.weight.detach() for encoder in model.encoders]
+
+
+def _weights(model: MultiInput) -> list[Tensor]:
+    return [classifier.weight.detach() for classifier in model.classifiers]
+
+
+def kernel_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each encoder's kernel for each output channel: (M, 16)."""
-    return torch.stack([kernel.abs().sum(dim=(1, 2, 3)) for kernel in parts(model).kernels])
+    return torch.stack([kernel.abs().sum(dim=(1, 2, 3)) for kernel in kernels(model)])
 
 
-def classifier_norms(model: nn.Module | Parts) -> Tensor:
+def classifier_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each classifier's weights for each feature: (M, C)."""
-    return torch.stack([weight.abs().sum(dim=0) for weight in parts(model).weights])
+    return torch.stack([weight.abs().sum(dim=0) for weight in _weights(model)])
 
 
-def kernel_alignment(model: nn.Module | Parts) -> tuple[Tensor, Tensor]:
+def kernel_alignment(model: MultiInput) -> tuple[Tensor, Tensor]:
     """Compare the encoders' kernels, channel by channel, for each pair of members.
 
     Returns:
         The cosine, (pairs, 16) in [-1, 1], and the ratio of the L2 norms, the second's by the
         first's, (pairs, 16); no pairs for one member.
     """
-    flat = [kernel.flatten(1).cpu().double() for kernel in parts(model).kernels]
+    flat = [kernel.flatten(1).cpu().double() for kernel in kernels(model)]
     return _pairwise(_cosine, flat), _pairwise(_norm_ratio, flat)
 
 
-def classifier_cosine(model: nn.Module | Parts) -> Tensor:
+def classifier_cosine(model: MultiInput) -> Tensor:
     """Return the cosine of the classifiers' weights, class by class, for each pair of members.
 
     Returns:
         (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
     """
-    return _pairwise(_cosine, [weight.cpu().double() for weight in parts(model).weights])
+    return _pairwise(_cosine, [weight.cpu().double() for weight in _weights(model)])
 
 
 _cosine = partial(torch.cosine_similarity, dim=1)
@@ -148,7 +126,7 @@ def _pairwise(compare: Callable[..., Tensor], members: Sequence[Tensor]) -> Tens
     return torch.stack(values) if values else members[0].new_zeros(0, len(members[0]))
 
 
-def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
+def mean_alignment(model: MultiInput) -> dict[str, float]:
     """Return `kernel_alignment` in two figures, over channels and pairs; NaN for one member.
 
     The mean cosine, and the geometric mean of the larger norm by the smaller (1: equal).
@@ -163,9 +141,7 @@ def mean_alignment(model: nn.Module | Parts) -> dict[str, float]:
 # Core (appendix D)
 
 
-def block_importance(
-    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
-) -> list[Tensor]:
+def block_importance(model: MultiInput, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
     """Return each feature map's importance for a member (appendix D).
 
     Mean over H, W of the variance over the images, the other inputs held fixed. Streams: memory

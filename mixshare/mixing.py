@@ -86,7 +86,7 @@ def add(encodings: Iterable[Tensor]) -> Tensor:
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> Tensor:
-    """Resize masks to a feature map.
+    """Resize masks to a feature map or an encoding; of the same size they stay as they are.
 
     Args:
         masks: (M, B, 1, H, W).
@@ -96,6 +96,8 @@ def resize_masks(masks: Tensor, size: tuple[int, int], resize: str = "area") -> 
     Returns:
         (M, B, 1, h, w).
     """
+    if masks.shape[-2:] == size:
+        return masks
     flat = masks.flatten(0, 1)
     if resize == "area":
         small = F.adaptive_avg_pool2d(flat, size)

@@ -1,11 +1,13 @@
-"""The multi-input multi-output wide residual network: M encoders, one core, M classifiers (MixMo).
+"""Multi-input multi-output networks: M encoders, one core, M classifiers (MixMo).
 
 Dimensions: M members, B rows of a batch, C channels, H and W of an image.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,190 @@ from torch import Tensor, nn
 from mixshare import mixing
 from mixshare.checks import InvalidValue, Range, check_field
 from mixshare.config import FIELDS, check_depth
+from mixshare.timm_core import take_apart
 
 ENCODED = 16  # channels of an encoding, whatever the width (MixMo)
 _SIZE = Annotated[int, Range(1, 2**20, closed="both")]
 _TRUNCATION = 0.87962566103423978  # standard deviation of a standard normal cut at ±2
+
+
+class MultiInput(nn.Module):
+    """A network with M inputs and M outputs, of any encoders, core and classifiers.
+
+    Args:
+        encoders: The paper's c_i, M modules from an image to an encoding, all of one shape.
+        core: The paper's f, a module from an encoding to a feature map, in the attribute `core`;
+            or the modules of a subclass that has a method of this name.
+        classifiers: The paper's d_i, M modules from pooled features to logits.
+        head: Between pooling and classifiers, (B, C) to (B, C'); by default nothing.
+        levels: Names of the modules whose outputs are studied; by default the core's children.
+        unmix_normalize, unmix_resize: As in `mixing.unmix`.
+    """
+
+    multiple = 1  # height and width of an image are divisible by it
+
+    def __init__(
+        self,
+        encoders: Iterable[nn.Module],
+        core: nn.Module | Mapping[str, nn.Module],
+        classifiers: Iterable[nn.Module],
+        head: Callable[[Tensor], Tensor] | None = None,
+        levels: Sequence[str] = (),
+        unmix_normalize: bool = True,
+        unmix_resize: str = "area",
+    ):
+        super().__init__()
+        check_field("unmix_resize", FIELDS["unmix_resize"], unmix_resize)
+        self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
+        self.encoders = nn.ModuleList(encoders)
+        for name, module in core.items() if isinstance(core, Mapping) else [("core", core)]:
+            self.add_module(name, module)
+        self.classifiers = nn.ModuleList(classifiers)
+        self.head = head
+        children = [f"core.{name}" for name, _ in self.core.named_children()] if not levels else []
+        self.levels = list(levels) or children or ["core"]
+
+    @classmethod
+    def from_timm(
+        cls,
+        name: str,
+        members: int,
+        classes: int,
+        channels: int = 3,
+        encoder_init: str = "identical",
+        tied: bool = False,
+        generator: torch.Generator | None = None,
+        size: tuple[int, int] | None = None,
+        init_weights: str = "",
+        **unmixing: Any,
+    ) -> "MultiInput":
+        """Make one of a convolutional network of timm; with one member it is that very network.
+
+        Args:
+            name: As `timm.list_models` has it, such as "resnet18".
+            members, classes, channels, encoder_init, tied, generator: As in `MimoWideResNet`.
+            size: H, W of the images: a network whose last map of them is too small for unmixing
+                keeps it larger, or is refused.
+            init_weights: A checkpoint of this network, from whose first convolution each encoder
+                starts.
+            unmixing: `unmix_normalize`, `unmix_resize`.
+
+        Raises:
+            ValueError, TypeError: It can't be built; says what fits.
+            OSError: timm is not installed, or the checkpoint can't be loaded.
+        """
+        _check_sizes(members, classes, channels, encoder_init)
+        copies, generator = 1 if tied else members, generator or _seeded()
+        encoders, core, classifiers = take_apart(
+            name, copies, classes, channels, generator, size, init_weights
+        )
+        start_encoders(encoders, encoder_init, generator)
+        levels = [f"core.{name}" for name in core.levels]
+        ends = (each * (members // copies) for each in (encoders, classifiers))
+        return cls(next(ends), core, next(ends), core.head, levels, **unmixing)
+
+    @property
+    def members(self) -> int:
+        """M, the number of subnetworks."""
+        return len(self.encoders)
+
+    def encode(self, inputs: Tensor) -> list[Tensor]:
+        """Pass each member's input through its encoder: (M, B, C, H, W) to M encodings."""
+        return [c(x) for c, x in zip(self.encoders, inputs, strict=True)]
+
+    def forward(self, inputs: Tensor, masks: Tensor | None = None, unmix: bool = False) -> Tensor:
+        """Classify M inputs at once.
+
+        Args:
+            inputs: (M, B, C, H, W) normalised floats; a wide residual network wants H and W
+                divisible by 4.
+            masks: (M, B, 1, H, W), summing to 1 over M; without them the encodings are summed,
+                as at test time.
+            unmix: Give each classifier the features of its own region.
+
+        Returns:
+            Logits (M, B, classes).
+
+        Raises:
+            ValueError: The shapes don't fit.
+        """
+        self._check(inputs, masks, unmix)
+        encodings = self.encode(inputs)
+        if masks is None:
+            return self.classify(self.core(mixing.add(encodings)))
+        small = mixing.resize_masks(masks, encodings[0].shape[-2:])
+        return self.classify(self.core(mixing.mix(encodings, small)), masks if unmix else None)
+
+    def maps(self, encoding: Tensor) -> list[Tensor]:
+        """Return the feature maps after each level: (B, C_k, H_k, W_k) each."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):  # a stage of several branches is left out
+                found.append(output)
+
+        levels = [self.get_submodule(level) for level in self.levels]
+        hooks = [level.register_forward_hook(keep) for level in levels]
+        try:
+            features = self.core(encoding)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found or [features]
+
+    def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Pool and classify the core's features, unmixed where there are masks.
+
+        Args:
+            features: (B, C, h, w), from `core`.
+            masks: (M, B, 1, H, W), or None to pool all positions for every member.
+
+        Returns:
+            Logits (M, B, classes).
+        """
+        if masks is None:
+            pooled = features.mean(dim=(2, 3))[None]
+        elif features.shape[2:].numel() == 1:
+            raise InvalidValue(
+                "the last feature map is 1x1, in which no regions can be told apart; possible are "
+                "larger images, or unmix=False"
+            )
+        else:
+            pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
+        # In half precision, logits of several classes would be equal by rounding. Torch knows no
+        # autocast on the device "meta", where multiply-adds are counted without computing.
+        device = "cpu" if features.is_meta else features.device.type
+        with torch.autocast(device, enabled=False):
+            pooled = pooled.to(next(self.parameters()).dtype)
+            if self.head:
+                pooled = self.head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
+            pairs = zip(self.classifiers, pooled.expand(self.members, -1, -1), strict=True)
+            return torch.stack([d(x) for d, x in pairs])
+
+    def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
+        wanted = (self.members, self.encoders[0].in_channels)
+        shape = tuple(inputs.shape)
+        if len(shape) != 5 or (shape[0], shape[2]) != wanted:
+            raise InvalidValue(
+                f"inputs have shape {shape}; wanted is ({wanted[0]}, batch, {wanted[1]}, height, "
+                "width)"
+            )
+        self.check_size(*shape[3:])
+        wanted = (*shape[:2], 1, *shape[3:])
+        if masks is not None and masks.shape != wanted:
+            raise InvalidValue(f"masks have shape {tuple(masks.shape)}; wanted is {wanted}")
+        if unmix and masks is None:
+            raise InvalidValue(
+                "unmix needs the masks that the inputs are mixed with; at inference there are "
+                "none, and unmix=False"
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless the network takes images of this size."""
+        if height % self.multiple or width % self.multiple:
+            raise InvalidValue(
+                f"images are {height}x{width}; this network wants both divisible by {self.multiple}"
+            )
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -72,7 +254,7 @@ class ResidualBlock(nn.Module):
         return self.conv2(hidden).add_(self.shortcut(x))  # under autocast in half precision
 
 
-class MimoWideResNet(nn.Module):
+class MimoWideResNet(MultiInput):
     """WRN-depth-width with M inputs and M outputs; with one member a plain wide residual network.
 
     Args:
@@ -96,6 +278,8 @@ class MimoWideResNet(nn.Module):
         ValueError, TypeError: It can't be built.
     """
 
+    multiple = 4
+
     def __init__(
         self,
         depth: int = 28,
@@ -109,73 +293,31 @@ class MimoWideResNet(nn.Module):
         tied: bool = False,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
-        given = locals()
-        for name in ("depth", "width", "members", "encoder_init", "unmix_resize"):
-            check_field(name, FIELDS[name], given[name])
-        for name in ("classes", "channels"):
-            check_field(name, _SIZE, given[name])
+        _check_sizes(members, classes, channels, encoder_init)
+        check_field("depth", FIELDS["depth"], depth)
+        check_field("width", FIELDS["width"], width)
         check_depth(depth)
-        self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
         first, second, third = (max(1, round(c * width)) for c in (16, 32, 64))
-        count = (depth - 4) // 6
-        copies = 1 if tied else members
+        count, copies = (depth - 4) // 6, 1 if tied else members
         with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
-            encoders = [
-                nn.Conv2d(channels, ENCODED, 3, padding=1, bias=False) for _ in range(copies)
+            conv = partial(nn.Conv2d, channels, ENCODED, 3, padding=1, bias=False)
+            encoders = [conv() for _ in range(copies)] * (members // copies)
+            groups = [
+                _group(ENCODED, first, stride=1, count=count),
+                _group(first, second, stride=2, count=count),
+                _group(second, third, stride=2, count=count),
             ]
-            self.encoders = nn.ModuleList(encoders * (members // copies))
-            self.blocks = nn.ModuleList(
-                [
-                    _group(ENCODED, first, stride=1, count=count),
-                    _group(first, second, stride=2, count=count),
-                    _group(second, third, stride=2, count=count),
-                ]
-            )
-            self.norm = BatchNorm(third)
+            core = {"blocks": nn.ModuleList(groups), "norm": BatchNorm(third)}
             classifiers = [nn.Linear(third, classes) for _ in range(copies)]
-            self.classifiers = nn.ModuleList(classifiers * (members // copies))
-        self._initialise(encoder_init, generator or torch.Generator().manual_seed(0))
-
-    @property
-    def members(self) -> int:
-        """M, the number of subnetworks."""
-        return len(self.encoders)
-
-    @torch.no_grad()
-    def _initialise(self, encoder_init: str, generator: torch.Generator) -> None:
+            classifiers *= members // copies
+        levels = [f"blocks.{k}" for k in range(len(groups))]
+        unmixing = unmix_normalize, unmix_resize
+        super().__init__(encoders, core, classifiers, None, levels, *unmixing)
+        generator = generator or _seeded()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _truncated_he_normal(module.weight, generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-        first, *others = (encoder.weight for encoder in self.encoders)
-        for kernel in others:
-            ENCODER_INITS[encoder_init](kernel, first, generator)
-
-    def encode(self, inputs: Tensor) -> list[Tensor]:
-        """Pass each member's input through its encoder: (M, B, C, H, W) to M of (B, 16, H, W)."""
-        return [c(x) for c, x in zip(self.encoders, inputs, strict=True)]
-
-    def forward(self, inputs: Tensor, masks: Tensor | None = None, unmix: bool = False) -> Tensor:
-        """Classify M inputs at once.
-
-        Args:
-            inputs: (M, B, C, H, W) normalised floats, H and W divisible by 4.
-            masks: (M, B, 1, H, W), summing to 1 over M; without them the encodings are summed,
-                as at test time.
-            unmix: Give each classifier the features of its own region.
-
-        Returns:
-            Logits (M, B, classes).
-
-        Raises:
-            ValueError: The shapes don't fit.
-        """
-        self._check(inputs, masks, unmix)
-        encodings = self.encode(inputs)
-        mixed = mixing.add(encodings) if masks is None else mixing.mix(encodings, masks)
-        return self.classify(self.core(mixed), masks if unmix else None)
+                _truncated_he_normal(module, generator)
+        start_encoders(self.encoders, encoder_init, generator)
 
     def core(self, x: Tensor) -> Tensor:
         """Apply the shared body f: (B, 16, H, W) to (B, 64 * width, H / 4, W / 4)."""
@@ -183,61 +325,34 @@ class MimoWideResNet(nn.Module):
             x = block(x)
         return F.relu(self.norm(x), inplace=True)
 
-    def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Pool and classify the core's features, unmixed where there are masks.
-
-        Args:
-            features: (B, 64 * width, h, w).
-            masks: (M, B, 1, H, W), or None to pool all positions for every member.
-
-        Returns:
-            Logits (M, B, classes).
-        """
-        if masks is None:
-            pooled = features.mean(dim=(2, 3)).expand(self.members, -1, -1)
-        else:
-            pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)
-        # In half precision, logits of several classes would be equal by rounding. Torch knows no
-        # autocast on the device "meta", where multiply-adds are counted without computing.
-        device = "cpu" if features.is_meta else features.device.type
-        with torch.autocast(device, enabled=False):
-            pairs = zip(self.classifiers, pooled.to(self.norm.weight.dtype), strict=True)
-            return torch.stack([d(x) for d, x in pairs])
-
-    def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
-        wanted = (self.members, self.encoders[0].in_channels)
-        shape = tuple(inputs.shape)
-        if len(shape) != 5 or (shape[0], shape[2]) != wanted or shape[3] % 4 or shape[4] % 4:
-            raise InvalidValue(
-                f"inputs have shape {shape}; wanted is ({wanted[0]}, batch, {wanted[1]}, height, "
-                "width), both divisible by 4"
-            )
-        wanted = (*shape[:2], 1, *shape[3:])
-        if masks is not None and masks.shape != wanted:
-            raise InvalidValue(f"masks have shape {tuple(masks.shape)}; wanted is {wanted}")
-        if unmix and masks is None:
-            raise InvalidValue(
-                "unmix needs the masks that the inputs are mixed with; at inference there are "
-                "none, and unmix=False"
-            )
-
 
 @torch.no_grad()
-def fold(model: MimoWideResNet) -> MimoWideResNet:
+def fold(model: MultiInput) -> MultiInput:
     """Return one plain network with the ensemble's answers to an image given to every member.
 
-    Encodings are summed and logits averaged, both linear: the sum of the encoders' kernels is one
-    encoder, the mean of the classifiers' weights one classifier. Exact for the mean of logits, not
-    for the mean of probabilities.
+    Encodings are summed and logits averaged, both linear: the sum of the encoders' weights is one
+    encoder, the mean of the classifiers' one classifier. Exact for the mean of logits, not for the
+    mean of probabilities.
+
+    Raises:
+        ValueError: An encoder or a classifier is not one linear layer.
     """
+    for ends in (model.encoders, model.classifiers):
+        if other := [end for end in ends if not isinstance(end, nn.Conv2d | nn.Linear)]:
+            raise InvalidValue(
+                f"only convolutions and linear layers fold, not {type(other[0]).__name__}"
+            )
     folded = deepcopy(model)
-    encoders, classifiers = list(model.encoders), list(model.classifiers)
-    folded.encoders, folded.classifiers = folded.encoders[:1], folded.classifiers[:1]
-    folded.encoders[0].weight.copy_(sum(encoder.weight for encoder in encoders))
-    for name in ("weight", "bias"):
-        values = torch.stack([getattr(classifier, name) for classifier in classifiers])
-        getattr(folded.classifiers[0], name).copy_(values.mean(dim=0))
+    folded.encoders = _merged(folded.encoders, sum)
+    folded.classifiers = _merged(folded.classifiers, lambda each: torch.stack(each).mean(dim=0))
     return folded
+
+
+def _merged(layers: nn.ModuleList, merge: Callable[[list[Tensor]], Tensor]) -> nn.ModuleList:
+    first = deepcopy(layers[0])
+    for name, parameter in first.named_parameters():
+        parameter.copy_(merge([layer.get_parameter(name) for layer in layers]))
+    return nn.ModuleList([first])
 
 
 def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.Sequential:
@@ -245,10 +360,34 @@ def _group(channels_in: int, channels_out: int, stride: int, count: int) -> nn.S
     return nn.Sequential(ResidualBlock(channels_in, channels_out, stride), *others)
 
 
-def _truncated_he_normal(weight: Tensor, generator: torch.Generator) -> None:
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _check_sizes(members: int, classes: int, channels: int, encoder_init: str) -> None:
+    check_field("members", FIELDS["members"], members)
+    check_field("encoder_init", FIELDS["encoder_init"], encoder_init)
+    check_field("classes", _SIZE, classes)
+    check_field("channels", _SIZE, channels)
+
+
+@torch.no_grad()
+def _truncated_he_normal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
     """Draw a He normal over the fan-in, cut at ±2 deviations, its variance kept (MixMo)."""
-    std = math.sqrt(2 / weight[0].numel()) / _TRUNCATION
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    std = math.sqrt(2 / layer.weight[0].numel()) / _TRUNCATION
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def start_encoders(
+    encoders: Sequence[nn.Conv2d], encoder_init: str, generator: torch.Generator
+) -> None:
+    """Have further encoders' kernels start as ENCODER_INITS says, given the first one's."""
+    first, *others = (encoder.weight for encoder in encoders)
+    for kernel in others:
+        ENCODER_INITS[encoder_init](kernel, first, generator)
 
 
 def _colinear(kernel: Tensor, first: Tensor, generator: torch.Generator) -> None:
@@ -265,5 +404,7 @@ ENCODER_INITS = {
     "identical": lambda kernel, first, generator: kernel.copy_(first),
     "colinear": _colinear,
     "flipped": lambda kernel, first, generator: kernel.copy_(-first),
-    "half": lambda kernel, first, generator: kernel[: ENCODED // 2].copy_(first[: ENCODED // 2]),
+    "half": lambda kernel, first, generator: kernel[: len(first) // 2].copy_(
+        first[: len(first) // 2]
+    ),
 }

@@ -15,7 +15,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from torch import Tensor
 
 from mixshare import files
 from mixshare.checks import FileProblem
-from mixshare.config import COMMON, EXECUTION, RunConfig, fields_digest
+from mixshare.config import COMMON, EXECUTION, TIMM, WRN, RunConfig, fields_digest
 from mixshare.data import current_digest
 from mixshare.execution import torch_settings
 from mixshare.files import display_path, outputs_folder, published_folder, read, read_json
 from mixshare.metrics import image_scores
-from mixshare.model import MimoWideResNet
+from mixshare.model import MimoWideResNet, MultiInput
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 SCORES = "test_scores.npz"  # earlier runs have none, but logits to compute them from
@@ -94,14 +94,19 @@ class Run:
         return self.has_logits or (self.folder / SCORES).is_file()
 
     @cached_property
-    def model(self) -> MimoWideResNet:
+    def model(self) -> MultiInput:
         """The trained network on the processor, in evaluation mode."""
         weights = read(self.folder / "weights.safetensors", load_file)
-        channels = weights["encoders.0.weight"].shape[1]
         with torch_settings():
-            model = build_model(self.config, channels, len(weights["classifiers.0.bias"]))
+            model = self.untrained(len(weights["classifiers.0.bias"]), init_weights="")
             model.load_state_dict(weights)
-        return model.eval()
+        return model
+
+    def untrained(self, classes: int, **overrides: Any) -> MultiInput:
+        """Return the network that the run started from, in evaluation mode."""
+        height, width, channels = self.metrics["provenance"]["image_shape"]
+        config = replace(self.config, **overrides)
+        return build_model(config, channels, classes, (height, width)).eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -109,15 +114,31 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def build_model(config: RunConfig, channels: int, classes: int) -> MimoWideResNet:
-    """Return the network of a run, with the weights that its seed starts from."""
-    names = ("depth", "width", "members", "encoder_init", "unmix_normalize", "unmix_resize", "tied")
-    return MimoWideResNet(
-        **{name: getattr(config, name) for name in names},
-        classes=classes,
-        channels=channels,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+def build_model(
+    config: RunConfig, channels: int, classes: int, size: tuple[int, int] | None = None
+) -> MultiInput:
+    """Return the network of a run, with the weights that its seed starts from.
+
+    Args:
+        config: The run.
+        channels, size: C, H and W of an image; networks of timm depend on the size.
+        classes: How many.
+
+    Raises:
+        ValueError, OSError: It can't be built, or does not take images of this size.
+    """
+    shared = ("members", "encoder_init", "unmix_normalize", "unmix_resize", "tied")
+    options = {name: getattr(config, name) for name in shared}
+    options |= {"classes": classes, "channels": channels}
+    options |= {"generator": torch.Generator("cpu").manual_seed(config.seed)}
+    if config.network == WRN:
+        model = MimoWideResNet(config.depth, config.width, **options)
+    else:
+        options |= {"size": size, "init_weights": config.init_weights}
+        model = MultiInput.from_timm(config.network.removeprefix(TIMM), **options)
+    if size:
+        model.check_size(*size)
+    return model
 
 
 def run_folder(config: RunConfig, base: Path | None = None) -> Path:
@@ -237,7 +258,7 @@ def training_lease(config: RunConfig) -> Iterator[files.LeaseCheck]:
 
 def save_run(
     config: RunConfig,
-    model: MimoWideResNet,
+    model: MultiInput,
     history: list[dict],
     logits: Tensor,
     labels: Tensor,

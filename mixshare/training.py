@@ -22,8 +22,9 @@ from mixshare.config import RunConfig
 from mixshare.data import Data, load_data
 from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
-from mixshare.files import write
+from mixshare.files import sha256, write
 from mixshare.metrics import accuracy, evaluate
+from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -50,6 +51,7 @@ def train(config: RunConfig) -> runs.Run:
         with torch_settings(config, device):
             data = load_data(config.dataset)
             steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
+            build_model(config, data)
             return _train(config, data.to(device), device)
     except torch.OutOfMemoryError:
         raise FileProblem(
@@ -85,14 +87,18 @@ def _finished(config: RunConfig) -> runs.Run | None:
     return runs.Run(config, folder)
 
 
+def build_model(config: RunConfig, data: Data) -> MultiInput:
+    """Return the network that a run on these data starts from."""
+    height, width, channels = data.shape
+    return runs.build_model(config, channels, len(data.class_names), (height, width))
+
+
 class Training:
     """A run in the making: network, optimizer, history, and what a checkpoint holds of them."""
 
     def __init__(self, config: RunConfig, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
-        _, _, channels = data.shape
-        model = runs.build_model(config, channels, len(data.class_names))
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = build_model(config, data).to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, config)
         self.batches = Batches(data, config)
         self.steps = steps_per_epoch(config, len(data.train_images))
@@ -211,11 +217,13 @@ class Training:
 
     def provenance(self) -> dict[str, Any]:
         """Return what made this run; where it was resumed elsewhere, earlier environments too."""
+        init = self.config.init_weights or None
         return {
             "config_digest": self.config.digest,
             "data_digest": self.data.digest,
             "train_images": len(self.data.train_images),
             "image_shape": list(self.data.shape),
+            "init_weights_digest": init and sha256(Path(init).read_bytes()),
             **self.environment,
             "earlier_environments": self.earlier_environments,
             "capture_error": self.capture_error,

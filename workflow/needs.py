@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from mixshare import runs
 from mixshare.chapters.speed import multiply_adds
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.files import outputs_folder, published_folder, read_json
-from mixshare.model import MimoWideResNet
 from mixshare.plan import steps_per_epoch
 
 # Of a request: several interpreters that import torch one after the other from a slow disk (from
@@ -32,9 +33,9 @@ CORE_MINUTES = 240  # a run that takes longer on one core is worth the wait for 
 # Requested by jobs that may share one: half of it is the run's own time, and a job of its own
 # costs half a minute more.
 SHORT_MINUTES = 10
-# Feature maps kept for the backward pass, and gradients, for each block: measured 11 for
-# WRN-28-2, 18 for WRN-16-1.
-KEPT_MAPS = 15
+# Feature maps kept for the backward pass, and gradients, by output of a convolution: measured 5
+# for WRN-28-2, 8 for WRN-16-1.
+KEPT_MAPS = 6
 DATA_COPIES = 4  # of a data set while it is read, ordered and hashed
 # What a chapter computes on a finished run, in rows of training: 2,000 images with each of 8
 # fixed inputs, for two members, forward only.
@@ -65,9 +66,7 @@ class Request:
 
 def training_request(config: RunConfig, attempt: int = 1) -> Request:
     """Return what training a run asks for; it doubles with every attempt after the first."""
-    images, shape = DATA_SETS.get(config.dataset, CIFAR100)
-    rows = images * config.batch_repetition * config.epochs
-    work = rows * _multiply_adds(config, shape)
+    work = _work(config, *_data_set(config))
     hours_on_a_core = work / CORE_SPEED > 60 * CORE_MINUTES
     gpu = config.device.startswith("cuda") or config.device == "auto" and hours_on_a_core
     return _request(work / (GPU_SPEED if gpu else CORE_SPEED), _bytes(config), gpu, attempt)
@@ -75,8 +74,7 @@ def training_request(config: RunConfig, attempt: int = 1) -> Request:
 
 def study_request(configs: Sequence[RunConfig], attempt: int = 1) -> Request:
     """Return what a chapter asks for that studies these finished runs in turn on a processor."""
-    shapes = [DATA_SETS.get(config.dataset, CIFAR100)[1] for config in configs]
-    work = STUDY_ROWS * sum(map(_multiply_adds, configs, shapes))
+    work = STUDY_ROWS * sum(_cost(each, _data_set(each)[1])[0] for each in configs)
     return _request(work / CORE_SPEED, max(map(_bytes, configs), default=0), False, attempt)
 
 
@@ -100,26 +98,34 @@ def _request(seconds: float, size: float, gpu: bool, attempt: int) -> Request:
     )
 
 
-def _multiply_adds(config: RunConfig, shape: Sequence[int]) -> int:
-    """Return the multiply-adds of one row's forward pass, for images of this shape."""
-    return _count(config.depth, config.width, config.members, tuple(shape))
+def _bytes(config: RunConfig) -> float:
+    """Return the bytes of the data set and of the feature maps of one step."""
+    images, shape = _data_set(config)
+    maps = KEPT_MAPS * config.batch_size * _cost(config, shape)[1]
+    return DATA_COPIES * images * math.prod(shape) + maps
+
+
+def _data_set(config: RunConfig) -> tuple[int, tuple[int, int, int]]:
+    return DATA_SETS.get(config.dataset, CIFAR100)
+
+
+def _cost(config: RunConfig, shape: Sequence[int]) -> tuple[int, int]:
+    """Return the multiply-adds of one row, and the bytes of its convolutions' outputs."""
+    names = ("profile", "network", "depth", "width", "members")
+    return _count(tuple(shape), **{name: getattr(config, name) for name in names})
 
 
 @cache
-def _count(depth: int, width: float, members: int, shape: tuple[int, int, int]) -> int:
-    height, breadth, channels = shape
+def _count(shape: tuple[int, int, int], profile: str, **fields: Any) -> tuple[int, int]:
+    height, width, channels = shape
+    sizes: list[int] = []
     with torch.device("meta"):  # shapes without values: no memory, no arithmetic
-        model = MimoWideResNet(depth, width, members, CLASSES, channels)
-        return multiply_adds(model, height, breadth)
-
-
-def _bytes(config: RunConfig) -> float:
-    """Return the bytes of the data set and of the feature maps of one step."""
-    images, (height, width, channels) = DATA_SETS.get(config.dataset, CIFAR100)
-    blocks = (config.depth - 4) // 6  # in each of the three groups
-    # 16, 32 and 64 channels at the full side, 1/2 and 1/4 of it, in float32
-    maps = 4 * blocks * (16 + 8 + 4) * config.width * height * width
-    return DATA_COPIES * images * channels * height * width + KEPT_MAPS * config.batch_size * maps
+        config = RunConfig.preset(profile, "single", **fields)
+        model = runs.build_model(config, channels, CLASSES, (height, width))
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda _, __, output: sizes.append(output.nbytes))
+        return multiply_adds(model, height, width), sum(sizes)
 
 
 # The forecast: hours of missing runs, from the throughput that finished runs recorded
@@ -181,8 +187,8 @@ def training_seconds(config: RunConfig, known: Sequence[FinishedRun]) -> float:
     """
     same_data = [run for run in known if run.config.dataset == config.dataset]
     images, shape = same_data[0].train_images, same_data[0].image_shape
-    size = _multiply_adds(config, shape)
-    distances = [abs(_multiply_adds(run.config, shape) / size - 1) for run in same_data]
+    size = _cost(config, shape)[0]
+    distances = [abs(_cost(run.config, shape)[0] / size - 1) for run in same_data]
     nearest = [run for run, d in zip(same_data, distances, strict=True) if d == min(distances)]
     pace = median(run.wall_seconds / _work(run.config, images, shape) for run in nearest)
     return pace * _work(config, images, shape)
@@ -191,4 +197,4 @@ def training_seconds(config: RunConfig, known: Sequence[FinishedRun]) -> float:
 def _work(config: RunConfig, images: int, shape: Sequence[int]) -> float:
     """Return the multiply-adds of all forward passes of a training."""
     rows = steps_per_epoch(config, images) * config.batch_size * config.epochs
-    return rows * _multiply_adds(config, shape)
+    return rows * _cost(config, shape)[0]

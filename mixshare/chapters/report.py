@@ -17,7 +17,7 @@ RELATIONS = {
 EXPECTED = {-1: "lower", 0: "–", 1: "higher"}
 NOT_DIFFERENT = "not significantly different from that of"
 COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
-SCORED = ("method", "seed", "block", "score")
+SCORED = ("method", "network", "seed", "block", "score")
 PERCENT = ("accuracy", "agreement", "own", "swapped", "moved")  # how such columns begin
 
 

@@ -19,7 +19,7 @@ from mixshare.config import RunConfig
 from mixshare.figures.names import title
 from mixshare.files import write_text
 from mixshare.metrics import evaluate
-from mixshare.model import MimoWideResNet, fold
+from mixshare.model import MultiInput, fold
 from mixshare.plan import steps_per_epoch
 
 # Of tables for people: the heading, what a value is multiplied by, digits after the point.
@@ -272,15 +272,14 @@ def _costs(run: runs.Run) -> dict[str, float]:
     return _sizes(network, *size) | of_training | folded
 
 
-def _network(run: runs.Run) -> MimoWideResNet:
+def _network(run: runs.Run) -> MultiInput:
     """Return a run's network for its costs, which do not depend on its weights."""
     if not run.has_logits:  # large ones are not published; then the weights are
         return run.model
-    channels, classes = run.metrics["provenance"]["image_shape"][2], run.logits.shape[2]
-    return runs.build_model(run.config, channels, classes).eval()
+    return run.untrained(run.logits.shape[2])
 
 
-def _sizes(model: MimoWideResNet, height: int, width: int) -> dict[str, float]:
+def _sizes(model: MultiInput, height: int, width: int) -> dict[str, float]:
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "parameters": float(parameters),
@@ -312,7 +311,7 @@ def _latencies(
     return np.median(turns[WARM_UP:], axis=0).tolist()
 
 
-def _blank_image(run: runs.Run, network: MimoWideResNet) -> Tensor:
+def _blank_image(run: runs.Run, network: MultiInput) -> Tensor:
     height, width, channels = run.metrics["provenance"]["image_shape"]
     return torch.zeros(1, 1, channels, height, width).expand(network.members, -1, -1, -1, -1)
 

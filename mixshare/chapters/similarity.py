@@ -1,15 +1,16 @@
 """Comparing two subnetworks: their overlap against chance, CKA of their features, cross-talk.
 
-Dimensions: M members, N images, F fixed inputs, K classes, C_k feature maps after block k.
+Dimensions: M members, N images, F fixed inputs, K classes, C_k feature maps after level k.
 """
 
 import numpy as np
 import scipy.stats
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixshare.checks import InvalidValue
-from mixshare.features import Parts, feature_maps, overlap, parts
+from mixshare.features import feature_maps, mixed_encodings, overlap
+from mixshare.model import MultiInput
 
 
 def scale_free(a: Tensor, b: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.cosine_similarity(*(x - x.mean(dim=-1, keepdim=True) for x in ranks), dim=-1)
 
 
-def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50) -> Tensor:
+def cka(model: MultiInput, images: Tensor, fixed: Tensor, batch: int = 50) -> Tensor:
     """Return linear CKA between the features f(x, d) and f(d, x) of the first two members.
 
     Debiased, over mini-batches (Nguyen et al. 2021).
@@ -59,7 +60,7 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
     Raises:
         ValueError: There are fewer images than a batch, or fewer than two members.
     """
-    members = parts(model).members
+    members = model.members
     if batch < 4 or members < 2:
         raise InvalidValue(
             "CKA compares two members over batches of four images or more, "
@@ -75,7 +76,7 @@ def cka(model: nn.Module | Parts, images: Tensor, fixed: Tensor, batch: int = 50
     return torch.where(defined, cross / (left * right).abs().sqrt(), torch.nan)
 
 
-def _cka_terms(model: nn.Module | Parts, images: Tensor, fixed: Tensor) -> Tensor:
+def _cka_terms(model: MultiInput, images: Tensor, fixed: Tensor) -> Tensor:
     """Return HSIC between members, and of each with itself: (blocks, F, 3)."""
     terms = []
     sides = (_feature_vectors(model, images, fixed, member) for member in (0, 1))
@@ -85,9 +86,7 @@ def _cka_terms(model: nn.Module | Parts, images: Tensor, fixed: Tensor) -> Tenso
     return torch.stack(terms)
 
 
-def _feature_vectors(
-    model: nn.Module | Parts, images: Tensor, fixed: Tensor, member: int
-) -> list[Tensor]:
+def _feature_vectors(model: MultiInput, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
     """Return each block's feature maps as vectors: (F, N, C_k * H_k * W_k) float64."""
     pieces = [maps for _, maps in feature_maps(model, images, fixed, member)]
     blocks = zip(*pieces, strict=True)
@@ -110,7 +109,7 @@ def _hsic(k: Tensor, m: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cross_talk(
-    model: nn.Module | Parts, images: Tensor, labels: Tensor, others: Tensor
+    model: MultiInput, images: Tensor, labels: Tensor, others: Tensor
 ) -> dict[str, Tensor]:
     """Measure how far the classifiers are moved by inputs that they are not to answer for.
 
@@ -125,7 +124,7 @@ def cross_talk(
         input; `swapped`, that of the next member's classifier on the same input; `moved`, the share
         of the variance of its logits that comes with the other inputs, in [0, 1].
     """
-    members = parts(model).members
+    members = model.members
     scores = []
     for member in range(members):
         logits = _logits(model, images, others, member)
@@ -136,12 +135,12 @@ def cross_talk(
     return dict(zip(("own", "swapped", "moved"), means, strict=True))
 
 
-def _logits(model: nn.Module | Parts, images: Tensor, others: Tensor, member: int) -> Tensor:
+def _logits(model: MultiInput, images: Tensor, others: Tensor, member: int) -> Tensor:
     """Return all classifiers' logits, (M, F, N, K) float64, for images at one member's input."""
-    heads, pieces = parts(model).heads, []
-    for _, maps in feature_maps(model, images, others, member):
-        last = maps[-1]  # (F, B, C, H, W)
-        pieces.append(heads(last.flatten(0, 1)).unflatten(1, last.shape[:2]))
+    pieces = []
+    for _, encodings in mixed_encodings(model, images, others, member):
+        logits = model.classify(model.core(encodings))  # (M, F * B, K)
+        pieces.append(logits.unflatten(1, (len(others), -1)))
     return torch.cat(pieces, dim=2).double()
 
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import choose_device, torch_settings
-from mixshare.model import MimoWideResNet
+from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch
 from mixshare.step import WARM_UP as UNCAPTURED
 from mixshare.step import Step
@@ -213,7 +213,7 @@ def flops(step: Stepper) -> int:
 
 
 @torch.no_grad()
-def multiply_adds(model: MimoWideResNet, height: int, width: int) -> int:
+def multiply_adds(model: MultiInput, height: int, width: int) -> int:
     """Count the multiply-adds of classifying one image of this size, given to every member."""
     weight = model.encoders[0].weight
     inputs = weight.new_zeros(model.members, 1, weight.shape[1], height, width)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
@@ -22,6 +22,7 @@ from mixshare.chapters import grids, results, similarity, statistics
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import torch_settings
+from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
 
@@ -110,7 +111,7 @@ def test_inputs(data: Data, most: int | None = None) -> Tensor:
     return Normalise(data).inputs(data.test_images[:most]).to(device)
 
 
-def _network(run: runs.Run, images: Tensor) -> nn.Module:
+def _network(run: runs.Run, images: Tensor) -> MultiInput:
     """Return a copy of the run's network on the images' device."""
     return deepcopy(run.model).to(images.device)
 
@@ -129,10 +130,9 @@ def block_importances(run: runs.Run, images: Tensor) -> list[Tensor]:
     return [torch.stack(block).cpu() for block in zip(*by_member, strict=True)]
 
 
-def untrained(run: runs.Run) -> nn.Module:
+def untrained(run: runs.Run) -> MultiInput:
     """Return the network that a run started from."""
-    channels, classes = run.model.encoders[0].in_channels, run.model.classifiers[0].out_features
-    return runs.build_model(run.config, channels, classes).eval()
+    return run.untrained(run.model.classifiers[0].out_features)
 
 
 @_exact
@@ -168,7 +168,7 @@ def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _both_members(network: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _both_members(network: MultiInput, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Return the first two members' importances, block by block: (C_k,) each."""
     blocks = zip(
         *(features.block_importance(network, images, images[:FIXED], member) for member in (0, 1)),

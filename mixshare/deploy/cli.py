@@ -23,9 +23,10 @@ OVERRIDES = {"crop_padding": 4, "flip": True}
 # fmt: off
 OPTIONS = [  # commands, name, how it is read
     ("train", "--images", dict(type=Path, required=True, help="folder with a subfolder a class")),
-    ("train", "--size", dict(type=int, default=32, help="side in pixels of the squares: 4, 8 …")),
+    ("train", "--size", dict(type=int, default=32, help="side in pixels of the squares")),
     ("train", "--method", dict(default="mixshare", help=f"one of {', '.join(METHODS)}")),
     ("train", "--profile", dict(default="digits", help=f"network, recipe: {', '.join(PROFILES)}")),
+    ("train", "--network", dict(default="wrn", help="wrn, or timm:NAME, such as timm:resnet18")),
     ("train", "--epochs", dict(type=int, help="passes over the pictures (default: the profile's)")),
     ("train", "--seed", dict(type=int, default=1, help="of the training; the split is fixed")),
     ("train", "--test-share", dict(type=float, default=0.2, help="of each class, to test with")),
@@ -79,20 +80,21 @@ def _parser() -> Parser:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train a network on a folder of pictures, or go on where it was cut off."""
-    if arguments.size not in range(4, 1025, 4):
-        raise InvalidValue(f"--size is {arguments.size}; possible are 4, 8, 12 … 1024")
+    if not 1 <= arguments.size <= 1024:
+        raise InvalidValue(f"--size is {arguments.size}; possible are 1 to 1024")
     if not 0 < arguments.test_share < 1:
         raise InvalidValue(f"--test-share is {arguments.test_share}; possible is above 0, below 1")
-    from mixshare import training
+    from mixshare import runs, training
     from mixshare.deploy import images
 
-    name = images.archive_name(arguments.images, arguments.name)
-    config = _config(arguments, dataset=name)  # refused before pictures are read
+    name, size = images.archive_name(arguments.images, arguments.name), arguments.size
+    config = _config(arguments, dataset=name)
+    runs.build_model(config, 3, 2, (size, size))  # refused before pictures are read
     classes = images.find_classes(arguments.images)
     test = images.choose_test(map(len, classes.values()), arguments.test_share)
     rows = min(config.batch_size, int((~test).sum()) * config.batch_repetition)
     config = _config(arguments, dataset=name, batch_size=rows)  # smaller with few pictures
-    images.write_archive(name, images.make_archive(classes, arguments.size, test))
+    images.write_archive(name, images.make_archive(classes, size, test))
     run = training.train(config)
     print(f"{len(classes)} classes, {len(test)} pictures, {test.sum()} of them to test with")
     print(_results(run.metrics), os.path.relpath(run.folder), sep="\n")
@@ -100,6 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def _config(arguments: argparse.Namespace, **overrides: Any) -> RunConfig:
     """Return the run that the options name."""
+    overrides |= {"network": arguments.network}
     if arguments.epochs is not None:
         overrides["epochs"] = arguments.epochs
     chosen = arguments.profile, arguments.method, arguments.seed

@@ -9,7 +9,9 @@ import json
 import timeit
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -204,22 +206,25 @@ def sizes(run: runs.Run, rounds: int = 50) -> pd.DataFrame:
     take turns.
 
     Returns:
-        A row a network: `bytes`, of weights and buffers or of the file; `milliseconds` an image,
-        the median over the rounds, between the quartiles `low` and `high`.
+        A row a `network` (ONNX only with the extra `deploy`): `bytes`, of weights and buffers or of
+        the file; `milliseconds` an image, the median over the rounds, between its quartiles.
     """
     data, model, folded = training_data(run), run.model, fold(run.model)
     pixels = data.test_images[:1]
     inputs = Normalise(data).inputs(pixels).expand(model.members, -1, -1, -1, -1)
-    with warnings.catch_warnings(action="ignore"):
-        content = to_onnx(run, data)
-    exported, channels_first = from_onnx(content), pixels.permute(0, 3, 1, 2).numpy()
-    calls = [lambda: model(inputs), lambda: folded(inputs[:1]), lambda: exported(channels_first)]
+    networks = {"as trained": (_bytes(model), lambda: model(inputs))}
+    networks["folded"] = _bytes(folded), lambda: folded(inputs[:1])
+    with suppress(FileProblem), warnings.catch_warnings(action="ignore"):
+        content, channels_first = to_onnx(run, data), pixels.permute(0, 3, 1, 2).numpy()
+        networks["ONNX"] = len(content), partial(from_onnx(content), channels_first)
     with torch_settings(replace(run.config, threads=1)), torch.no_grad():
         # Each first runs untimed: the one before it has filled the caches.
-        times = [[timeit.timeit(call, call, number=1) for call in calls] for _ in range(rounds)]
-    low, median, high = 1000 * np.quantile(times, [0.25, 0.5, 0.75], axis=0)
-    table = {"bytes": [_bytes(model), _bytes(folded), len(content)], "milliseconds": median}
-    return pd.DataFrame(table | {"low": low, "high": high}, ["unfolded", "folded", "ONNX"])
+        calls = [call for _, call in networks.values()]
+        turns = [[timeit.timeit(call, call, number=1) for call in calls] for _ in range(rounds)]
+    low, median, high = 1000 * np.quantile(turns, [0.25, 0.5, 0.75], axis=0)
+    table = {"network": list(networks), "bytes": [size for size, _ in networks.values()]}
+    times = {"milliseconds": median, "milliseconds_low": low, "milliseconds_high": high}
+    return pd.DataFrame(table | times)
 
 
 def _bytes(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixshare.config import RunConfig
+from mixshare.config import TIMM, WRN, RunConfig
 from mixshare.figures.style import MEMBER_COLORS, new_figure
 
 MOST_DRAWN = 3  # members; of more the first two and the last
@@ -92,6 +92,10 @@ def _mix_label(config: RunConfig) -> str:
 
 
 def _draw_core(panel: Axes, config: RunConfig, row: float) -> None:
+    if config.network != WRN:
+        first, middle, last = COLUMNS["core"]
+        name = config.network.removeprefix(TIMM)
+        return _draw_box(panel, middle, row, last - first + WIDTHS["core"], f"{name}\n(timm)")
     for number, x in enumerate(COLUMNS["core"]):
         channels = round(16 * 2**number * config.width)
         _draw_box(panel, x, row, WIDTHS["core"], f"block {number + 1}\n{channels} maps")

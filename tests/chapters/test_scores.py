@@ -3,11 +3,11 @@
 Dimensions: N images, F fixed inputs, C channels.
 """
 
-from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
+import planted as by_hand
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,8 @@ from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import braycurtis
 from scipy.stats import ks_2samp
 
-from mixshare import MimoWideResNet, features
+from mixshare import MimoWideResNet, MultiInput, features
 from mixshare.chapters import similarity
-from mixshare.features import Parts
 
 any_example = settings(deadline=None, max_examples=80)
 values = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
@@ -46,13 +45,8 @@ def planted(*mixers, blocks=(torch.clone,) * 3):
     over the image. The blocks change nothing by default.
     """
     mixers = [torch.as_tensor(mixer, dtype=torch.float64) for mixer in mixers]
-    return Parts(
-        encode=[lambda x, mixer=mixer: torch.einsum("kc,bchw->bkhw", mixer, x) for mixer in mixers],
-        blocks=blocks,
-        heads=lambda x: torch.stack([x.mean(dim=(2, 3)) @ mixer for mixer in mixers]),
-        kernels=[mixer[:, :, None, None] for mixer in mixers],
-        weights=[mixer.T for mixer in mixers],
-    )
+    kernels = [mixer[:, :, None, None] for mixer in mixers]
+    return by_hand.planted(kernels, [mixer.T for mixer in mixers], blocks)
 
 
 def column(*gains):
@@ -340,7 +334,8 @@ class TestAPlantedNetwork:
             lambda x: x.sum(dim=1, keepdim=True) * gains,
         ]
         encode = [lambda x, m=m: F.one_hot(torch.tensor(m), 2) * x for m in (0, 1)]
-        model = replace(planted(column(1), column(1), blocks=blocks), encode=encode)
+        model = planted(column(1), column(1), blocks=blocks)
+        model.encoders = torch.nn.ModuleList(map(by_hand.Do, encode))
         found = importances(model, images(50, 1, 2, 2), images(1, 2, 2, seed=2))
         assert [verdict_on(a, b) for a, b in found] == ["shared", "separated", "shared"]
 
@@ -357,12 +352,13 @@ class TestAPlantedNetwork:
         torch.testing.assert_close(similarity.scale_free(*louder), scale_free, rtol=1e-9, atol=0)
 
     def test_scores_the_same_with_its_channels_in_another_order(self):
-        model = features.parts(network())
+        model = network()
         pictures, fixed = images(20, 3, 8, 8), images(3, 8, 8, seed=2)
         orders = [torch.randperm(c, generator=seeded(c)) for c in (16, 32, 64)]
         back = [torch.arange(16), *(order.argsort() for order in orders)]
         blocks = [lambda x, k=k: model.blocks[k](x[:, back[k]])[:, orders[k]] for k in range(3)]
-        permuted = replace(model, blocks=blocks)
+        core = torch.nn.Sequential(*map(by_hand.Do, blocks))
+        permuted = MultiInput(model.encoders, core, model.classifiers).eval()
         pairs, moved = (importances(side, pictures, fixed) for side in (model, permuted))
         assert not torch.allclose(pairs[2][0], moved[2][0])
         for score in (features.overlap, similarity.scale_free, similarity.rank_correlation):

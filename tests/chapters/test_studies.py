@@ -1,6 +1,7 @@
 """The tables behind chapters 02 to 04, and what the published ones say."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from types import SimpleNamespace
@@ -122,7 +123,8 @@ class TestTheUntrainedNetwork:
         run, images = finished("mimo", 1), studies.test_inputs(few)
         model = deepcopy(run.model)
         model.encoders[1].load_state_dict(model.encoders[0].state_dict())
-        copy = SimpleNamespace(config=run.config, model=model)
+        copy = replace(run)
+        vars(copy)["model"] = model
         trained, copied = (studies.sharing(each, images) for each in (run, copy))
         assert (trained["overlap"] < 0.95).all()
         assert list(copied["overlap"]) == [1.0, 1.0, 1.0]

@@ -5,6 +5,10 @@ import re
 import shlex
 import shutil
 
+import torch
+
+import mixshare
+from mixshare.deploy.export import open_run
 from mixshare.files import project_root
 
 
@@ -32,3 +36,34 @@ def test_the_commands_of_the_page_lead_from_pictures_to_an_answer_on_the_device(
     exec(compile(snippet, "own-data.md", "exec"), {})
     answer = capsys.readouterr().out.strip()
     assert [row for row in csv.reader(answers) if row[:2] == ["ants/00.png", answer]]
+
+
+def test_its_command_with_a_network_of_timm_ends_with_a_network_that_exports(
+    photos, data, mixshare_command, monkeypatch
+):
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(photos.parent / "outputs"))
+    page = (project_root() / "docs" / "own-data.md").read_text()
+    line = re.search(r"^mixshare train .*--network.*$", page, re.M)[0]
+    *printed, folder = mixshare_command(*shlex.split(line.replace("10", "1"))[1:])
+    assert "network=timm-mobilenetv2_050" in folder and "accuracy" in "".join(printed)
+    *_, comparison = mixshare_command("export", folder, "--out", "net.onnx")
+    assert "6 of all 6 test answers are the same" in comparison
+    open_run(photos.parent / folder).model.encoders[1]  # two of them
+
+
+def test_its_lines_of_python_make_networks_of_several_inputs():
+    page = (project_root() / "docs" / "own-data.md").read_text()
+    (snippet,) = re.findall(r"```python\n(model = mixshare.*?)```", page, re.S)
+    masks = torch.zeros(2, 4, 1, 64, 64)
+    masks[0, ..., :20], masks[1, ..., 20:] = 1, 1
+    names = {
+        "mixshare": mixshare,
+        "encoders": [torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)],
+        "core": torch.nn.Conv2d(8, 16, 3),
+        "classifiers": [torch.nn.Linear(16, 7) for _ in range(2)],
+        "inputs": torch.randn(2, 4, 3, 64, 64),
+        "masks": masks,
+    }
+    exec(compile(snippet, "own-data.md", "exec"), names)
+    assert names["logits"].shape == (2, 4, 7) and names["plain"].members == 1

@@ -158,6 +158,8 @@ OTHER = dict(
     method="mimo",
     seed=2,
     dataset="cifar10",
+    network="timm:resnet18",
+    init_weights="resnet18.safetensors",
     depth=16,
     width=1.5,
     members=3,
@@ -194,25 +196,31 @@ OTHER = dict(
 )
 
 
+def changed(field):
+    """Return BASE with another value; only a network of timm starts from a checkpoint."""
+    network = {"network": OTHER["network"]} if field == "init_weights" else {}
+    return dataclasses.replace(BASE, **network | {field: OTHER[field]})
+
+
 def test_the_digest_changes_with_every_field_but_those_of_execution():
     assert set(OTHER) == set(FIELDS)
-    for field, value in OTHER.items():
-        same = dataclasses.replace(BASE, **{field: value}).digest == BASE.digest
-        assert same == (field in EXECUTION), field
+    digests = {field: changed(field).digest for field in OTHER}
+    for field, digest in digests.items():
+        assert (digest == BASE.digest) == (field in EXECUTION), field
+    assert digests["init_weights"] != digests["network"]
 
 
 def test_a_configuration_survives_json():
-    for field, value in OTHER.items():
-        config = dataclasses.replace(BASE, **{field: value})
+    for config in map(changed, OTHER):
         again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
-        assert (again, again.digest, again.name) == (config, config.digest, config.name), field
+        assert (again, again.digest, again.name) == (config, config.digest, config.name)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "digits", "paper"])
 def test_a_record_from_before_a_field_was_new_is_the_run_with_its_default(profile):
     config = RunConfig.preset(profile, "mixshare", 3, width=0.5)
     record = json.loads(json.dumps(config.to_dict()))
-    for field in ("repeat_augmented", "evaluate_every"):
+    for field in ("repeat_augmented", "evaluate_every", "network", "init_weights"):
         del record[field]
     assert RunConfig.from_dict(record) == config and "evaluate_every" not in record
 

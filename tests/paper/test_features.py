@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import planted
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,7 +20,6 @@ from mixshare import MimoWideResNet, features
 from mixshare.batch import Normalise
 from mixshare.chapters import similarity
 from mixshare.data import load_data
-from mixshare.features import Parts
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +125,8 @@ class TestBlockImportance:
     ):
         monkeypatch.setattr(features, "ROWS", 7)
         pictures = (offset + images(400, 1, 2, 2)).to(dtype)
-        identity = Parts(
-            encode=[torch.clone, torch.zeros_like],
-            blocks=[torch.clone],
-            heads=torch.clone,
-            kernels=(),
-            weights=(),
-        )
+        one = torch.ones(1, 1, 1, 1, dtype=dtype)
+        identity = planted([one, 0 * one], [one[0, 0], one[0, 0]])
 
         def variance(values):
             return values.astype(np.float64).var(axis=0, ddof=1).mean()
@@ -230,7 +224,7 @@ class TestInputAndOutputBlock:
     def test_classifier_cosine_is_0_for_weights_drawn_apart_and_1_for_positive_multiples(self):
         first, other = images(100, 64, seed=1), images(100, 64, seed=2)
         for second, expected, tolerance in ((other, 0, 0.05), (3 * first, 1, 1e-9)):
-            model = replace(features.parts(network()), weights=[first, second])
+            model = planted([images(64, 3, 3, 3)] * 2, [first, second])
             found = features.classifier_cosine(model)
             assert found.shape == (1, 100)
             assert found.mean().item() == pytest.approx(expected, abs=tolerance)
@@ -242,7 +236,7 @@ class TestInputAndOutputBlock:
     )
     def test_alignment_is_cosine_and_ratio_of_norms_channel_by_channel(self, factor, cosine):
         first = images(16, 3, 3, 3)
-        model = replace(features.parts(network()), kernels=[first, factor * first])
+        model = planted([first, factor * first], [images(5, 16)] * 2)
         ratio = abs(factor)
         mean = list(features.mean_alignment(model).values())
         assert mean == pytest.approx([cosine, max(ratio, 1 / ratio)])
@@ -272,13 +266,11 @@ def published(tmp_path_factory, digits):
         patch.setenv("MIXSHARE_OUTPUTS", str(tmp_path_factory.mktemp("empty")))
         for method, seed in product(("mixshare", "mimo", "cut_mixmo"), (1, 2, 3)):
             run = mixshare.load(mixshare.RunConfig.preset("digits", method, seed))
-            model = features.parts(run.model)
-            first = replace(model, blocks=model.blocks[:1])
             importances = [
-                features.block_importance(first, pictures, pictures[:3], member)[0].mean(dim=0)
+                features.block_importance(run.model, pictures, pictures[:3], member)[0].mean(dim=0)
                 for member in (0, 1)
             ]
-            cosine = features.kernel_alignment(model)[0].mean()
+            cosine = features.kernel_alignment(run.model)[0].mean()
             found[method, seed] = cosine, features.overlap(*importances)
     return found
 

@@ -18,6 +18,7 @@ from mixshare import RunConfig, execution, features
 from mixshare.chapters import studies
 from mixshare.data import load_data
 
+pytestmark = pytest.mark.usefixtures("outputs")  # or the second test would find the first one's
 QUICK_RUN = RunConfig.preset("smoke", "mixshare", 1, **QUICK)
 
 

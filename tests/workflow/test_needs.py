@@ -83,9 +83,9 @@ class TestRequests:
 
     def test_a_networks_cost_is_counted_once_and_without_its_weights(self, monkeypatch):
         made = []
-        network = needs.MimoWideResNet
+        build = runs.build_model
         monkeypatch.setattr(
-            needs, "MimoWideResNet", lambda *size: made.append(network(*size)) or made[-1]
+            runs, "build_model", lambda *given: made.append(build(*given)) or made[-1]
         )
         needs._count.cache_clear()
         for seed in (1, 2):
@@ -119,7 +119,7 @@ class TestPlan:
     def test_a_wider_network_takes_longer_in_proportion_to_its_multiply_adds(self, copied):
         (known,) = needs.finished_runs({copied("mimo", 1).config.dataset})
         narrow, wide = (preset("smoke", "mimo", 1, width=width) for width in (1, 2))
-        costs = [needs._multiply_adds(config, known.image_shape) for config in (narrow, wide)]
+        costs = [needs._cost(config, known.image_shape)[0] for config in (narrow, wide)]
         ratio = costs[1] / costs[0]
         assert 3 < ratio < 4
         assert needs.training_seconds(narrow, [known]) == pytest.approx(known.wall_seconds)
