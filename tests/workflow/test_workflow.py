@@ -128,7 +128,7 @@ def test_what_is_done_is_not_done_again_whatever_the_files_times(made, reproduce
 
 def test_a_table_that_was_changed_or_lost_is_made_again(made, monkeypatch):
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(made))
-    *_, table, claims = targets.results("smoke", ["single"], [4, 5, 6])
+    *_, table, _, claims = targets.results("smoke", ["single"], [4, 5, 6])
     names = {path.name for path in table.writes}
     assert table.is_done() and names == {"results.csv", "runs.csv", "paired.csv", "results.png"}
     content = table.writes[0].read_bytes()
