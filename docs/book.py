@@ -27,7 +27,7 @@ from states import TEMPLATES, Explorer
 from mixshare.chapters import grids, report, results
 from mixshare.checks import FileProblem, InvalidValue, check_choice
 from mixshare.config import METHODS, PROFILES, RunConfig
-from mixshare.figures.names import FIGURES, title
+from mixshare.figures.names import IMAGE_FIGURES, title
 from mixshare.files import (
     display_path,
     outputs_folder,
@@ -341,7 +341,7 @@ def first_page(profile: str, folder: Path, chapters: list[str]) -> str:
         images=made[0]["train_images"],
         seeds=rows.groupby("method", sort=False)["seed"].agg(", ".join),
         machines=list(dict.fromkeys(machine.format(**run) for run in made)),
-        differences=[report.differences(tables["paired"], name) for name in FIGURES],
+        differences=[report.differences(tables["paired"], name) for name in IMAGE_FIGURES],
         chapters=chapters,
     )
 

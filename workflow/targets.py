@@ -19,6 +19,7 @@ from mixshare.chapters import chapter_path, grids
 from mixshare.chapters.studies import adjusted_runs, aligned_runs
 from mixshare.checks import FileProblem, InvalidValue, check_choice
 from mixshare.config import COMMON, EXECUTION, PROFILES, RunConfig
+from mixshare.data import BUILT_IN
 from mixshare.files import display_path, outputs_folder
 
 BATCHES = ("results", "studies", "speed")
@@ -133,11 +134,14 @@ def results(
     A training chapter for each method and seed, then the chapters that study them.
     """
     configs = grids.select("", profile, methods, seeds, "mixshare").configs
+    # Of large test sets the first seed's runs alone answer corrupted images, for minutes each.
+    corrupted = list(seeds) if configs[0].dataset in BUILT_IN else [seeds[0]]
     multi_input = list(dict.fromkeys(config.method for config in configs if config.members > 1))
     made = [training(config) for config in configs]
     chapters = (
         ("03_subnetwork_features", multi_input, _shown(seeds)),
         ("05_results", methods, _shown(seeds, methods)),
+        ("07_trust", methods, _shown(seeds, methods) | {"corrupted_seeds": corrupted}),
     )
     for chapter, names, shown in chapters:
         if names:
@@ -294,6 +298,12 @@ STUDIES = {
     ),
     "05_results": Study(_chosen, ("results.csv", "runs.csv", "paired.csv", "results.png")),
     "06_speed": Study(lambda _: (), ("speed.json", "speed_spent.png")),
+    "07_trust": Study(
+        lambda chosen: grids.every_run(*(chosen[key] for key in ("profile", "methods", "seeds"))),
+        ("calibration.csv", "reliability.csv", "temperature.csv", "temperature_paired.csv")
+        + ("corruption.csv", "corrupted_images.csv", "detection.csv")
+        + ("calibration.png", "corruption.png", "coverage.png"),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the notebooks call beyond the paper: results, studies, grids, speed, pictures with controls.
+"""What the notebooks call beyond the paper: results, studies, grids, speed, trust, explorers.
 
 Here, the check of a chapter's own parameters, which each chapter calls first.
 """

@@ -17,7 +17,10 @@ RELATIONS = {
 EXPECTED = {-1: "lower", 0: "–", 1: "higher"}
 NOT_DIFFERENT = "not significantly different from that of"
 COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
-SCORED = ("method", "network", "seed", "block", "score")
+SCORED = ("method", "network", "seed", "block", "answer", "score")
+WORDS = {"_": " ", "nll": "NLL", "cka": "CKA", "init ": "untrained: "}  # of a column's name
+WORDS |= {"auroc": "AUROC", "aurc": "AURC", "ece": "ECE", "ks": "KS"}
+WORDS |= {"mce": "mean corruption error"}
 PERCENT = ("accuracy", "agreement", "own", "swapped", "moved")  # how such columns begin
 
 
@@ -141,18 +144,21 @@ def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.Data
     shown = shown.set_index([key for key in SCORED if key in shown]).round(2)
     if "verdict" in shown:
         shown.insert(0, "verdict", shown.pop("verdict"))
-    for word, full in {"_": " ", "nll": "NLL", "cka": "CKA", "init ": "untrained: "}.items():
+    for word, full in WORDS.items():
         shown.columns = shown.columns.str.replace(word, full)
     return shown
 
 
 def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """Put each value and its interval into one column: "0.37 (0.36 to 0.37)"."""
+    """Put each value and its interval, if it has one, into a column: "0.37 (0.36 to 0.37)"."""
     texts = table.copy()
     for name in [name for name in table if f"{name}_low" in table]:
         low, high = texts.pop(f"{name}_low"), texts.pop(f"{name}_high")
         values = zip(texts[name], low, high, strict=True)
-        texts[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in values]
+        texts[name] = [
+            f"{value:.2f}" + (f" ({a:.2f} to {b:.2f})" if pd.notna(a) else "")
+            for value, a, b in values
+        ]
     return texts
 
 

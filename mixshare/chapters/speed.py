@@ -9,17 +9,14 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare.config import RunConfig
@@ -80,80 +77,6 @@ def stepper(config: RunConfig, data: Data, device: torch.device) -> Stepper:
             step(RATE)
 
     return take_step
-
-
-def peer(config: RunConfig, data: Data, device: torch.device, workers: int = 2) -> Stepper:
-    """Return the same step in torch-uncertainty, as its users run it.
-
-    Its multi-input wide residual network, its MIMO batches, and a data loader.
-
-    Raises:
-        ImportError: That package is not installed.
-    """
-    from torch_uncertainty.transforms.batch import MIMOBatchFormat
-
-    model = _peer_network(config, data).to(device).train()
-    momentum = {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    optimizer = torch.optim.SGD(model.parameters(), RATE, weight_decay=2 * config.l2, **momentum)
-    arrange = MIMOBatchFormat(config.members, config.input_repetition, config.batch_repetition)
-    batches = _endless(_loader(config, data, workers, pin_memory=device.type == "cuda"))
-    half = config.precision == "bfloat16"
-
-    def take_step() -> None:
-        """Take the next step of the endless training."""
-        with torch_settings(config, device):
-            batch = tuple(part.to(device, non_blocking=True) for part in next(batches))
-            inputs, labels = arrange(batch)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss = nn.functional.cross_entropy(model(inputs), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return take_step
-
-
-def _peer_network(config: RunConfig, data: Data) -> nn.Module:
-    from torch_uncertainty.models.classification.resnet.utils import ResNetStyle
-    from torch_uncertainty.models.classification.wideresnet.mimo import _MIMOWideResNet
-
-    classes, channels = len(data.class_names), data.shape[2]
-    size = (config.depth, int(config.width), channels, classes, config.members)
-    return _MIMOWideResNet(*size, False, 0.0, style=ResNetStyle.CIFAR)
-
-
-def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from loader
-
-
-def _loader(config: RunConfig, data: Data, workers: int, pin_memory: bool) -> DataLoader:
-    """Return batches of different images, each cropped, flipped and normalised by torchvision."""
-    from torchvision.transforms import v2
-
-    side, _, channels = data.shape
-    flip = [v2.RandomHorizontalFlip()] if config.flip else []
-    augment = [v2.ToPILImage(), v2.RandomCrop(side, config.crop_padding), *flip]
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    normalise = v2.Normalize([0.5] * channels, [0.25] * channels)
-    transform = v2.Compose([*augment, *to_float, normalise])
-    return DataLoader(
-        TensorDataset(data.train_images.permute(0, 3, 1, 2), data.train_labels),
-        config.batch_size // config.batch_repetition,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=partial(_collate, transform),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-    )
-
-
-def _collate(
-    transform: Callable[[Tensor], Tensor], rows: list[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Transform images one by one, as a data loader's workers do."""
-    return default_collate([(transform(image), label) for image, label in rows])
 
 
 def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.DataFrame:

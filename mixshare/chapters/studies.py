@@ -31,6 +31,7 @@ CKA_BATCH = 50  # images in a mini-batch; of few images, half
 ALIGNMENTS = ("identical", "colinear", "half", "flipped", "independent")  # encoder_init
 SCORES = ("overlap", "init_overlap", "change", "scale_free", "rank_correlation", "cka")
 SCORES += ("own", "swapped", "own_minus_swapped", "moved")
+SCORES += ("mce", "auroc", "aurc", "agreement", "agreement_wrong")  # of chapter 07
 
 
 @dataclass(frozen=True)

@@ -17,4 +17,5 @@ from mixshare.figures.of_studies import (
     start,
 )
 from mixshare.figures.of_training import answers, curves, mixing, note, schedule
+from mixshare.figures.of_trust import panels
 from mixshare.figures.style import save

@@ -6,7 +6,10 @@ import re
 FIGURES = {
     "accuracy_ensemble": ("ensemble accuracy", "points", 100, 2),
     "nll": ("NLL", "nats", 1, 3),
+    "ece": ("ECE", "points", 100, 2),
+    "mce": ("mean corruption error", "points", 100, 1),
 }
+IMAGE_FIGURES = ("accuracy_ensemble", "nll")  # of which every test image has a value
 METHOD_NAMES = {
     "single": "Single network",
     "mimo": "MIMO",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixshare.figures.names import FIGURES, title
+from mixshare.figures.names import FIGURES, IMAGE_FIGURES, title
 from mixshare.figures.style import (
     BESIDE,
     FAINT,
@@ -92,7 +92,7 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     columns = 1 + bool(len(differences))
     width = "full" if columns == 2 else "column"
     with new_figure(2, columns, width, 3.7, sharex=True) as (figure, axes):
-        for name, (left, *rights) in zip(FIGURES, axes, strict=True):
+        for name, (left, *rights) in zip(IMAGE_FIGURES, axes, strict=True):
             label, unit, scale, _ = FIGURES[name]
             _draw_lines(left, rows, field, lines, name, scale)
             left.set_ylabel(f"{label}, {unit.replace('points', '%')}")

@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mixshare.figures.names import FIGURES, title
+from mixshare.figures.names import FIGURES, IMAGE_FIGURES, title
 from mixshare.figures.style import (
     BESIDE,
     ENCODER_STYLES,
@@ -202,7 +202,7 @@ def adjustments(table: pd.DataFrame) -> Figure:
     changes = table.drop_duplicates("place")["change"]
     count = len(changes)
     with new_figure(1, 4, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
-        for (near, whole), figure_name in zip(axes[0].reshape(2, 2), FIGURES, strict=True):
+        for (near, whole), figure_name in zip(axes[0].reshape(2, 2), IMAGE_FIGURES, strict=True):
             label, unit, scale, _ = FIGURES[figure_name]
             rows = table[table["figure"] == figure_name]
             for panel in (near, whole):

@@ -580,7 +580,8 @@ class TestInABrowser:
         hits = opened.locator("#search-results li a")
         opened.locator(".search-summary", has_text="Search finished").wait_for()  # the last hit
         paths = hits.evaluate_all("links => links.map(link => link.pathname)")
-        assert {Path(path).name for path in paths} >= {Path(page).name for page in CHAPTERS}
+        judging = {Path(page).name for page in CHAPTERS} - {"07_trust.html"}  # it has no claim
+        assert {Path(path).name for path in paths} >= judging
         hits.first.click()
         opened.wait_for_url(lambda url: "/chapters/" in url or "/runs/" in url)
         assert not opened.complaints

@@ -20,9 +20,11 @@ from mixshare import figures
 from mixshare.chapters import results
 from mixshare.chapters.speed import KINDS, REST
 from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
+from mixshare.chapters.trust import SEVERITIES
 from mixshare.config import METHODS, RunConfig
 from mixshare.figures import style
 from mixshare.figures.names import title
+from mixshare.figures.of_trust import POOLED_STYLES
 from mixshare.files import project_root
 
 PUBLIC = {name: each for name, each in vars(figures).items() if inspect.isfunction(each)}
@@ -146,6 +148,30 @@ def importances(rows):
     return [[(f"{title(name)}, block {k}", rand(2, 8 * k)) for name in names] for k in rows]
 
 
+def bins(methods):
+    rows = [
+        {"method": name, "answer": answer, "confidence": confidence, "images": 10**k}
+        for name in methods
+        for answer in (POOLED_STYLES if name != "single" else ["mean of logits"])
+        for k, confidence in enumerate((30.0, 60.0, 95.0))
+    ]
+    return pd.DataFrame(rows).assign(accuracy=RANDOM.uniform(0, 100, len(rows)))
+
+
+def corrupted(methods):
+    rows = [
+        {"method": name, "seed": seed, "corruption": kind, "severity": severity}
+        for name in methods
+        for seed in (1, 2)
+        for kind in SEVERITIES
+        for severity in range(6)
+    ]
+    figures = {name: RANDOM.uniform(1, 100, len(rows)) for name in ("accuracy", "nll")}
+    return pd.DataFrame(rows).assign(**figures)
+
+
+BINS = {"confidence": "confidence, %", "accuracy": "right, %", "images": "images"}
+CORRUPTED = {"severity": "severity", "accuracy": "ensemble\naccuracy, %", "nll": "NLL, nats"}
 ALL, ENSEMBLE = list(METHODS), "deep ensemble of 2"
 DIGITS = [str(digit) for digit in range(10)]
 CIFAR = "apple sweet_pepper aquarium_fish caterpillar pickup_truck willow_tree worm".split()
@@ -210,6 +236,12 @@ EXAMPLES = {
         (RunConfig.preset("digits", "mixshare", tied=True),),
     ],
     "claims": [(EVIDENCE,), (EVIDENCE[:1],), (EVIDENCE[:0],)],
+    "panels": [
+        (bins(ALL), "method", "answer", BINS, True),
+        (bins(["mimo"]), "method", "answer", BINS, True),
+        (corrupted(ALL), "corruption", "method", CORRUPTED),
+        (corrupted(["single"]), "corruption", "method", CORRUPTED),
+    ],
 }
 
 

@@ -120,6 +120,8 @@ class TestReadable:
         table = report.readable(pd.DataFrame(scores))
         wanted = {"verdict": "shared", "CKA": "0.50 (0.25 to 0.75)", "untrained: overlap": 0.3}
         assert table.loc[("MIMO", 1)].to_dict() == wanted and list(table)[0] == "verdict"
+        alone = pd.DataFrame(scores | {"cka_low": [np.nan], "cka_high": [np.nan]})  # of one seed
+        assert report.readable(alone).loc[("MIMO", 1), "CKA"] == "0.50"
 
 
 class TestClaims:

@@ -164,12 +164,3 @@ def test_the_chapter_is_a_batch_of_its_own_that_writes_the_record():
     assert names == ["speed.json", "speed_spent.png"]
     with pytest.raises(ValueError, match="smoke, digits"):
         targets.batch("speed", "digit")
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_peers_step_trains_its_network(precision):
-    pytest.importorskip("torch_uncertainty")
-    config = RunConfig.preset("paper", "mimo", depth=10, width=1, precision=precision)
-    take_step = speed.peer(config, speed.noise("cifar100", images=128), CPU, workers=0)
-    for _ in range(5):
-        take_step()

@@ -191,7 +191,7 @@ class TestBatch:
         assert chosen == targets.results("digits", ["mimo", "mixshare"], [1, 2])
 
     def test_studies_speed_and_grids_are_published_once_they_are_done(self, done):
-        done("00_", "02_", "03_", "04_", "05_results.ipynb", "06_", "05_results-precision")
+        done("00_", "02_", "03_", "04_", "05_results.ipynb", "06_", "07_", "05_results-precision")
         batch = publish.published_batch("digits")
         studies = targets.studies("digits")
         assert batch[: len(studies)] == studies

@@ -14,8 +14,8 @@ import torch
 import verify
 
 import mixshare
-from mixshare import metrics, runs
-from mixshare.chapters import grids, results, statistics
+from mixshare import files, metrics, runs
+from mixshare.chapters import grids, results, statistics, trust
 from mixshare.config import fields_digest
 from mixshare.data import load_data
 from mixshare.files import project_root, published_folder, read_json
@@ -269,6 +269,79 @@ def test_the_pages_on_photographs():
     assert claimed.filter(like="Small networks gain").tolist() == ["supported"]
 
 
+class TestThePagesOnTrust:
+    def test_on_temperature(self):
+        rows = table("photographs", "temperature.csv").groupby("method").mean(numeric_only=True)
+        single, mixshare = rows.loc["single"], rows.loc["mixshare"]
+        for sentence, row in (
+            (
+                "{:.2f} takes the single network's NLL from {:.2f} to {:.2f} and its ECE from",
+                single,
+            ),
+            ("one of {:.2f} MixShare's from {:.2f} to {:.2f} and from", mixshare),
+        ):
+            start = sentence.format(row["temperature"], row["nll"], row["nll_scaled"])
+            assert f"{start} {100 * row['ece']:.1f} to {100 * row['ece_scaled']:.1f} %" in PAGES
+        pairs = table("photographs", "temperature_paired.csv").query("temperature == 'scaled'")
+        pairs = pairs.set_index(["figure", "other"])
+        for other, words in (("single", "the single network"), ("cut_mixmo", "Cut-MixMo")):
+            row = pairs.loc["nll", other]
+            ends = [sorted(-row[[f"{kind}_low", f"{kind}_high"]]) for kind in KINDS]
+            numbers = (words, -row["difference"], *ends[0], *ends[1])
+            end = "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
+            start = "{} by {:.2f} nats (95 % intervals: " if other == "single" else "{} by {:.2f} ("
+            assert row["verdict"] == "lower" and (start + end).format(*numbers) in PAGES
+        assert set(pairs.loc["ece", "verdict"]) <= UNDECIDED
+        assert "while their ECEs no longer differ significantly" in PAGES
+        pairs = table("digits", "temperature_paired.csv").query("temperature == 'scaled'")
+        assert set(pairs["verdict"]) <= UNDECIDED
+        assert "Scaled, no difference of NLL or ECE is significant there" in PAGES
+        for profile, verdict in (("digits", trust.UNDER), ("photographs", trust.OVER)):
+            rows = table(profile, "calibration.csv").query("answer == 'mean of logits'")
+            assert set(rows["verdict"]) == {verdict}
+        assert "with six errors at most in a run" in PAGES
+        assert table("digits", "detection.csv")["errors"].max() == 6
+
+    def test_on_corrupted_images(self):
+        rows = table("photographs", "corruption.csv")
+        mce = 100 * trust.corruption_errors(rows, "single").groupby("method")["mce"].mean()
+        sentence = "is {mixshare:.1f} % of the single network's, and Cut-MixMo's {cut_mixmo:.1f} %"
+        assert sentence.format(**mce) in PAGES
+        shaken = rows[rows["severity"] > 0].groupby(["corruption", "method"])
+        kinds = shaken["accuracy"].mean().unstack()
+        worse = set(kinds.index[kinds["mixshare"] < kinds["single"]])
+        assert worse == {"noise", "blur", "JPEG"} and len(kinds) == 6
+        assert "more errors than the single network under noise, blur and JPEG, and fewer" in PAGES
+        errors = trust.corruption_errors(table("digits", "corruption.csv"), "single")
+        mce = 100 * errors.groupby("method")["mce"].mean()
+        sentence = "{mixshare:.0f} % of the single network's, lower than MIMO's ({mimo:.0f} %) and "
+        assert (sentence + "Cut-MixMo's ({cut_mixmo:.0f} %)").format(**mce) in PAGES
+        verdicts = trust.compared(errors, "mce", "mixshare").set_index("other")["verdict"]
+        wanted = {"single": statistics.UNDECIDED, "mimo": "lower", "cut_mixmo": "lower"}
+        assert verdicts.to_dict() == wanted
+
+    def test_on_errors_found(self):
+        rows = table("photographs", "detection.csv")
+        together = 100 * rows.groupby("method")["agreement_wrong"].mean()
+        sentence = "make {mixshare:.1f} % of their errors together, Cut-MixMo's {cut_mixmo:.1f} %"
+        assert sentence.format(**together) in PAGES
+        scores = rows.pivot(index=["method", "seed"], columns="score", values="auroc")
+        change = 100 * (scores[trust.BOTH] - scores[trust.CONFIDENCE])
+        lost = {name: -change[name].mean() for name in ("cut_mixmo", "mixshare")}
+        sentence = (
+            "the AUROC by {cut_mixmo:.1f} points in Cut-MixMo and by {mixshare:.1f} in MixShare"
+        )
+        assert sentence.format(**lost) in PAGES
+        assert all(statistics.interval(change[name])[2] < 0 for name in lost)
+
+    def test_the_digests_of_corrupted_images_come_out_again(self):
+        images = load_data("digits").test_images
+        made = table("digits", "corrupted_images.csv").query("corruption != 'JPEG'")
+        for row in made.itertuples():
+            again = trust.corrupted(images, row.corruption, row.severity)
+            assert files.sha256(again.numpy().tobytes()) == row.sha256, row
+
+
 class TestThePagesOnDigits:
     def test_on_the_methods(self):
         pairs = table("digits", "paired.csv").set_index(["figure", "other"])
@@ -352,18 +425,11 @@ class TestThePagesOnDigits:
     def test_on_speed(self):
         measured = json.loads((PUBLISHED / "digits" / "studies" / "speed.json").read_text())
         rows, half = measured["rows_per_second"], measured["switches"]["bfloat16 / float32"]
-        low, high = measured["ratio_to_peer_quartiles"]
-        ratio, halves = measured["ratio_to_peer"], measured["ratio_to_peer_bfloat16"]
         for sentence in (
             f"has {rows:.0f} rows a second of MixShare through the paper's WRN-28-2 in float32, "
             "the default",
             "a step takes {median:.2f} of the time (quartiles {low:.2f} to {high:.2f})".format(
                 **half
-            ),
-            f"A step of MIMO there is {ratio:.2f} times (quartiles {low:.2f} to {high:.2f}) as "
-            "fast",
-            "{median:.2f} times ({low:.2f} to {high:.2f}) with both in half precision".format(
-                **halves
             ),
         ):
             assert sentence in PAGES

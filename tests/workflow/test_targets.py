@@ -24,7 +24,8 @@ def test_the_default_batch_is_four_methods_and_a_control_three_seeds_and_the_cha
     batch = targets.results("digits")
     trained = [target.config for target in batch if target.config]
     chapters = [target.chapter for target in batch]
-    assert chapters == ["01_training"] * 15 + ["03_subnetwork_features", "05_results", "00_claims"]
+    studies = ["03_subnetwork_features", "05_results", "07_trust", "00_claims"]
+    assert chapters == ["01_training"] * 15 + studies
     methods = ("single", "mimo", "cut_mixmo", "mixshare", "single+batch_repetition=2")
     wanted = {(name, seed) for name in methods for seed in (1, 2, 3)}
     assert {(config.name, config.seed) for config in trained} == wanted
@@ -38,11 +39,18 @@ def test_a_batch_without_single_networks_has_no_control_of_them():
 
 
 def test_the_control_is_read_by_the_table_and_not_by_the_features():
-    *_, features, table, claims = targets.results("digits")
+    *_, features, table, trust, claims = targets.results("digits")
     assert not claims.studied
     control = runs.run_folder(RunConfig.preset("digits", "single", 3, batch_repetition=2))
     assert control / "metrics.json" in table.reads
     assert {config.method for config in features.studied} == {"mimo", "cut_mixmo", "mixshare"}
+    assert control / "metrics.json" not in trust.reads and len(trust.studied) == 12
+
+
+def test_of_large_test_sets_the_first_seeds_runs_alone_answer_corrupted_images():
+    for profile, wanted in (("digits", [2, 3]), ("photographs", [2])):
+        *_, trust, _ = targets.results(profile, ["single", "mixshare"], [2, 3])
+        assert trust.parameters["corrupted_seeds"] == wanted and trust.parameters["seed"] == 2
 
 
 class TestStudies:
@@ -71,8 +79,8 @@ class TestStudies:
         assert set(claims.reads) <= {path for target in others for path in target.writes}
 
     def test_it_holds_the_default_batch_so_that_nothing_of_it_is_made_again(self, batch):
-        assert [*batch[:17], batch[-1]] == targets.results("digits")
-        chapters = {path.stem for path in (project_root() / "notebooks").glob("0[0-5]*.ipynb")}
+        assert [*batch[:18], batch[-1]] == targets.results("digits")
+        chapters = {path.stem for path in (project_root() / "notebooks").glob("0[0-57]*.ipynb")}
         assert {target.chapter for target in batch} == chapters | {None}
 
     def test_a_run_without_a_chapter_of_its_own_is_its_metrics(self, batch):
@@ -86,10 +94,10 @@ class TestStudies:
 
 def test_a_chapter_shows_a_run_of_the_batch_by_default_mixshares_with_seed_1():
     for methods, seeds, *shown in (
-        (["mimo", "mixshare"], [3, 1], {}, {}),
-        (["mimo", "cut_mixmo"], [2, 5], {"seed": 2}, {"seed": 2, "method": "cut_mixmo"}),
+        (["mimo", "mixshare"], [3, 1], {}, {}, {}),
+        (["mimo", "cut_mixmo"], [2, 5], {"seed": 2}, *[{"seed": 2, "method": "cut_mixmo"}] * 2),
     ):
-        studies = targets.results("smoke", methods, seeds)[-3:-1]
+        studies = targets.results("smoke", methods, seeds)[-4:-1]
         for target, wanted in zip(studies, shown, strict=True):
             execute.check_against(chapter_path(target.chapter), target.parameters)
             names = {"seed", "method"} & set(target.parameters)

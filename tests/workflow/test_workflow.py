@@ -83,7 +83,7 @@ def test_the_last_line_counts_what_became_of_each_target_and_names_the_log_of_a_
     outputs, ended = failed
     log = outputs / "smoke" / "single" / "seed-5" / "01_training.ipynb.log"
     assert "checkpoint.pt is damaged or no checkpoint" in log.read_text()
-    last = f"mixshare: 1 made, 4 reused, 1 failed, 2 not begun; see {log}"
+    last = f"mixshare: 1 made, 4 reused, 1 failed, 3 not begun; see {log}"
     assert last in ended.output.splitlines()
 
 
@@ -122,13 +122,13 @@ def test_what_is_done_is_not_done_again_whatever_the_files_times(made, reproduce
     before = times(made)
     again = reproduce(made, "4,5,6")
     assert again.status == 0 and "Nothing to be done" in again.output
-    assert "8 of 8 runs and chapters are done" in capsys.readouterr().out
+    assert "9 of 9 runs and chapters are done" in capsys.readouterr().out
     assert times(made) == before
 
 
 def test_a_table_that_was_changed_or_lost_is_made_again(made, monkeypatch):
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(made))
-    *_, table, claims = targets.results("smoke", ["single"], [4, 5, 6])
+    *_, table, _, claims = targets.results("smoke", ["single"], [4, 5, 6])
     names = {path.name for path in table.writes}
     assert table.is_done() and names == {"results.csv", "runs.csv", "paired.csv", "results.png"}
     content = table.writes[0].read_bytes()
