@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_origin
 import yaml
 
 from mixshare.checks import FileProblem, InvalidType, InvalidValue, check_choice, check_name
-from mixshare.config import EXECUTION, FIELDS, RunConfig
+from mixshare.config import EXECUTION, FIELDS, METHODS, RunConfig
 from mixshare.files import display_path, first_line, project_root
 
 # The fields whose values are numbers, without those that only say how a run is executed.
@@ -33,6 +33,9 @@ KEYS = {
     "question": str,
 }
 REQUIRED = ("profile", "methods", "seeds")
+# Runs besides the methods': a single network on as many rows as the multi-input ones. Batch
+# repetition 2 halves its learning rate (appendix A), unless the profile has a rate of its own.
+CONTROLS = ({"method": "single", "batch_repetition": 2},)
 _KINDS = {str: "text", list: "a list", dict: "a list of values for each field"}
 
 
@@ -64,11 +67,18 @@ class Grid:
         return [name for name in names if name in NUMERIC]
 
 
-def select(file: str, profile: str, methods: list[str], seeds: list[int], baseline: str) -> Grid:
+def select(
+    file: str,
+    profile: str,
+    methods: list[str],
+    seeds: list[int],
+    baseline: str,
+    controls: Sequence[dict[str, Any]] = CONTROLS,
+) -> Grid:
     """Return the grid of a file if one is named, else every method with every seed, and controls.
 
     Raises:
-        OSError, TypeError, ValueError: As `read` does.
+        OSError, TypeError, ValueError: As `read` and `control_runs` do.
     """
     if file:
         return read(file)
@@ -77,7 +87,7 @@ def select(file: str, profile: str, methods: list[str], seeds: list[int], baseli
         methods=tuple(methods),
         seeds=tuple(seeds),
         baseline=baseline,
-        controls=tuple(equal_rows(profile, seeds) if "single" in methods else ()),
+        controls=tuple(control_runs(profile, methods, seeds, controls)),
     )
 
 
@@ -108,13 +118,26 @@ def every_run(
     return list(by_digest.values())
 
 
-def equal_rows(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
-    """Return single networks that train on as many rows as the multi-input ones.
+def control_runs(
+    profile: str, methods: Sequence[str], seeds: Sequence[int], controls: Sequence[dict[str, Any]]
+) -> list[RunConfig]:
+    """Return each control of one of the methods with every seed.
 
-    Batch repetition 2 halves the learning rate (appendix A), unless the profile has a rate of its
-    own.
+    Args:
+        profile, methods, seeds: Of the study.
+        controls: Of each the `method` and the fields that it overrides.
+
+    Raises:
+        ValueError, TypeError: One names no method, or can't be trained.
     """
-    return [RunConfig.preset(profile, "single", seed, batch_repetition=2) for seed in seeds]
+    for control in controls:
+        if not isinstance(control, dict):
+            given = reprlib.repr(control)
+            raise InvalidType(f"a control is {given}; possible are fields, such as {CONTROLS[0]}")
+        check_choice("method of a control", control.get("method"), METHODS)
+    fields = [dict(control) for control in controls if control["method"] in methods]
+    named = [(each.pop("method"), each) for each in fields]
+    return [RunConfig.of(profile, method, seed, each) for method, each in named for seed in seeds]
 
 
 def find(file: str | Path) -> Path:

@@ -216,7 +216,10 @@ class TestDeclared:
     def test_the_runs_that_they_compare_are_trained_somewhere(self):
         names = {config.name for config in studies.adjusted_runs("digits", [1])}
         names |= {config.name for config in studies.aligned_runs("digits", [1])}
-        names |= {*METHODS, *(each.name for each in grids.equal_rows("digits", [1]))}
+        names |= {
+            *METHODS,
+            *(each.name for each in grids.select("", "digits", ["single"], [1], "single").controls),
+        }
         for file in (project_root() / "workflow" / "grids").glob("*.yml"):
             names |= {config.name for config in grids.read(file).configs}
         wanted = {

@@ -246,14 +246,14 @@ class TestTheControlOfEqualRows:
 
     def test_is_one_run_a_seed(self):
         for profile in ("smoke", "digits"):
-            controls = grids.equal_rows(profile, [1, 2, 3])
+            controls = grids.select("", profile, ["single"], [1, 2, 3], "single").controls
             named = [(config.name, config.seed, config.learning_rate) for config in controls]
             assert named == [("single+batch_repetition=2", seed, 0.1) for seed in (1, 2, 3)]
 
     def test_has_half_the_rate_where_that_is_appendix_as(self):
         """0.1 / b · batch / 128, of batches of 64."""
         for profile in ("photographs", "paper"):
-            repeated = grids.equal_rows(profile, [4, 5])
+            repeated = grids.select("", profile, ["single"], [4, 5], "single").controls
             assert [(each.seed, each.learning_rate) for each in repeated] == [
                 (4, 0.025),
                 (5, 0.025),

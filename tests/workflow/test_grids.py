@@ -134,6 +134,18 @@ class TestControls:
         rates = [config.learning_rate for config in self.controls(profile)]
         assert rates == [0.1 / 2 * 64 / 128] * 2
 
+    def test_others_are_chosen_by_their_fields_and_left_out_without_their_method(self):
+        wanted = [{"method": "mixshare", "tied": True}, {"method": "mimo", "width": 0.5}]
+        grid = grids.select("", "digits", ["mixshare"], [1, 2], "mixshare", wanted)
+        tied = [RunConfig.preset("digits", "mixshare", seed, tied=True) for seed in (1, 2)]
+        assert list(grid.controls) == tied and wanted[0] == {"method": "mixshare", "tied": True}
+
+    @pytest.mark.parametrize("wrong", ["tied", {"tied": True}, {"method": "mixmo"}])
+    def test_one_without_a_method_or_fields_is_refused_in_a_line(self, wrong, in_a_line):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            grids.select("", "digits", ["mixshare"], [1], "mixshare", [wrong])
+        assert "control" in in_a_line(caught.value)
+
     def test_without_single_networks_and_in_a_grid_of_ones_own_there_are_none(self):
         assert self.controls("digits", ["mimo", "mixshare"]) == []
         assert grids.select(SMOKE, "digits", [], [], "mixshare").controls == ()
