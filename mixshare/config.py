@@ -62,6 +62,10 @@ COMMON: dict[str, Any] = dict(
 # Fields that say how a run is executed, not which run it is: not in its name or its digest.
 EXECUTION = ("capture", "deterministic", "threads", "device")
 
+# Fields that are newer than published runs, which keep their digest: at its default such a field
+# is not in it.
+NEWER = ("network", "init_weights")
+
 LONGEST_NAME = 255  # of a folder, in any common file system
 _COUNT = Range(1, 2**63)
 _PROBABILITY = Range(0, 1, closed="both")
@@ -284,7 +288,12 @@ def check_depth(depth: int) -> None:
 
 def fields_digest(fields: dict[str, Any]) -> str:
     """Return the digest of a run from its fields, also of a record whose fields are not valid."""
-    named = {name: value for name, value in fields.items() if name not in EXECUTION}
+    newer = {name: COMMON[name] for name in NEWER}
+    named = {
+        name: value
+        for name, value in fields.items()
+        if name not in EXECUTION and (name, value) not in newer.items()
+    }
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 

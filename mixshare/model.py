@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixshare import mixing
 from mixshare.checks import InvalidValue, Range, check_field
 from mixshare.config import FIELDS, check_depth
-from mixshare.timm_core import take_apart
+from mixshare.timm_core import SMALLEST_MAP, take_apart
 
 ENCODED = 16  # channels of an encoding, whatever the width (MixMo)
 _SIZE = Annotated[int, Range(1, 2**20, closed="both")]
@@ -37,6 +37,7 @@ class MultiInput(nn.Module):
     """
 
     multiple = 1  # height and width of an image are divisible by it
+    smallest_map = 1  # side of a feature map that can be unmixed
 
     def __init__(
         self,
@@ -96,7 +97,9 @@ class MultiInput(nn.Module):
         start_encoders(encoders, encoder_init, generator)
         levels = [f"core.{name}" for name in core.levels]
         ends = (each * (members // copies) for each in (encoders, classifiers))
-        return cls(next(ends), core, next(ends), core.head, levels, **unmixing)
+        model = cls(next(ends), core, next(ends), core.head, levels, **unmixing)
+        model.smallest_map = SMALLEST_MAP
+        return model
 
     @property
     def members(self) -> int:
@@ -159,10 +162,10 @@ class MultiInput(nn.Module):
         """
         if masks is None:
             pooled = features.mean(dim=(2, 3))[None]
-        elif features.shape[2:].numel() == 1:
+        elif min(features.shape[2:]) < self.smallest_map:
             raise InvalidValue(
-                "the last feature map is 1x1, in which no regions can be told apart; possible are "
-                "larger images, or unmix=False"
+                f"the last map is {features.shape[2]}x{features.shape[3]}, in which regions "
+                "can't be told apart; possible are larger images, or unmix=False"
             )
         else:
             pooled = mixing.unmix(features, masks, self.unmix_normalize, self.unmix_resize)

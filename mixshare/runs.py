@@ -97,16 +97,19 @@ class Run:
     def model(self) -> MultiInput:
         """The trained network on the processor, in evaluation mode."""
         weights = read(self.folder / "weights.safetensors", load_file)
+        shape = weights["encoders.0.weight"].shape[1], len(weights["classifiers.0.bias"])
+        size = None  # on which networks of timm depend
+        if self.config.network != WRN:
+            size = self.metrics["provenance"]["image_shape"][:2]
         with torch_settings():
-            model = self.untrained(len(weights["classifiers.0.bias"]), init_weights="")
+            model = build_model(replace(self.config, init_weights=""), *shape, size)
             model.load_state_dict(weights)
-        return model
+        return model.eval()
 
-    def untrained(self, classes: int, **overrides: Any) -> MultiInput:
+    def untrained(self, classes: int) -> MultiInput:
         """Return the network that the run started from, in evaluation mode."""
         height, width, channels = self.metrics["provenance"]["image_shape"]
-        config = replace(self.config, **overrides)
-        return build_model(config, channels, classes, (height, width)).eval()
+        return build_model(self.config, channels, classes, (height, width)).eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -116,12 +116,6 @@ class TestByHand:
             mixshare.fold(model)
         assert "Sequential" in in_a_line(caught.value)
 
-    def test_a_map_of_one_pixel_is_not_unmixed(self, in_a_line):
-        model = self.model()
-        with pytest.raises(ValueError) as caught:
-            model(images(2, 4, 3, 2, 2), halves(4, 2), unmix=True)
-        assert "1x1" in in_a_line(caught.value)
-
 
 class TestOfTimm:
     @pytest.mark.parametrize("name", every_family)
@@ -167,13 +161,24 @@ class TestOfTimm:
             torch.testing.assert_close(logits[0], model.classifiers[0](left))
             torch.testing.assert_close(logits[1], model.classifiers[1](right))
 
+    @pytest.mark.parametrize("side", [30, 110])
+    def test_maps_below_4x4_are_not_unmixed(self, side, in_a_line):
+        model, inputs = network(), images(2, 2, 3, side, side)
+        if side > 96:
+            assert model(inputs, halves(2, side), unmix=True).shape == (2, 2, 7)
+            return
+        assert model(inputs, halves(2, side)).shape == (2, 2, 7)
+        with pytest.raises(ValueError) as caught:
+            model(inputs, halves(2, side), unmix=True)
+        assert "1x1" in in_a_line(caught.value)
+
     def test_a_head_sees_all_members_pooled_features_together(self):
         """In training its batch statistics are those of M * B rows."""
         model = network("mobilenetv4_conv_small", encoder_init="independent").train()
         norm = model.core.network.norm_head
         inputs = []
         norm.register_forward_hook(lambda module, given, output: inputs.append(given[0]))
-        model(images(2, 4, 3, 64, 64), halves(4, 64), unmix=True)
+        model(images(2, 4, 3, 100, 100), halves(4, 100), unmix=True)
         assert [len(each) for each in inputs] == [8]
 
     def test_weights_follow_from_the_generator_alone_and_leave_torchs_as_it_is(self):

@@ -74,7 +74,7 @@ def test_what_the_slurm_profile_offers_to_uncomment_is_valid_and_wins(snakemake,
         assert {name: each[name] for name in wanted} == wanted, plan
     for study in studies:
         assert (study["mem_mb"], study["slurm_partition"]) == ("16000", "gpu")
-    assert len(studies) == 2
+    assert len(studies) == 3
 
 
 def test_make_hands_its_choices_on():
