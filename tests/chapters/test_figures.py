@@ -218,7 +218,7 @@ EXAMPLES = {
     ],
     "overlaid": [
         (importances((1, 2, 3)), "importance", "feature maps, sorted"),
-        ([[("MixShare", rand(2, 16))]], "L1 norm of kernel", "16 channels, sorted"),
+        ([[("MixShare", rand(2, 16))]], "L1 norm of kernel", "output channels, sorted"),
     ],
     "overlaps": [(sharing(ALL[1:]),), (sharing(STARTS),), (sharing(["mimo"]),)],
     "alignment": [
