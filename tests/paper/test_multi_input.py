@@ -31,8 +31,8 @@ def images(*shape, seed=1):
 
 
 def pair_of_images(name):
-    """Return two images; inception_v3 takes none below 75x75."""
-    side = 75 if name == "inception_v3" else 40
+    """Return two images; inception_v3 takes none below 75x75, HRNet multiples of 32."""
+    side = 96 if name in ("inception_v3", "hrnet_w18_small") else 40
     return images(2, 3, side, side)
 
 
@@ -52,6 +52,7 @@ def plain_with_the_weights_of(name, model):
         path = plain.pretrained_cfg[end]
         weights |= {f"{path}.{key}": value for key, value in layer.state_dict().items()}
     plain.load_state_dict(weights)
+    plain.drop_rate = 0.0  # GhostNet's own is 0.2
     return plain.eval()
 
 
@@ -136,8 +137,8 @@ class TestOfTimm:
         with torch.no_grad():
             first, second = model(pictures.expand(2, -1, -1, -1, -1))
             (folded,) = mixshare.fold(model)(pictures[None])
-        assert (first - second).abs().max() > 1e-3
-        torch.testing.assert_close(folded, (first + second) / 2, rtol=1e-3, atol=1e-4)
+        apart = (first - second).abs().max()  # very small before training, in some families
+        assert (folded - (first + second) / 2).abs().max() < 1e-3 * apart
 
     @pytest.mark.parametrize("name", every_family)
     def test_a_training_step_draws_nothing(self, name):
