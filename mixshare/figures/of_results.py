@@ -51,8 +51,8 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         for right in axes[0, 1:]:
             _draw_differences(right, pairs, methods)
             right.set_xlabel(
-                f"{title(method)} minus this one, percentage points\n"
-                "(95 %: marker, over seeds; thin, over images)"
+                f"{title(method)} minus this one,\npercentage points (95 %: marker,\n"
+                "over seeds; thin, over images)"
             )
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))

@@ -245,6 +245,18 @@ def test_the_pages_on_photographs():
         said = ends if other == "single" else ends.replace("95 % intervals: ", "")
         assert row["verdict"] == "higher" and f"{lead} {said.format(words, *numbers)}" in PAGES
         assert f"{lead} " in README
+    tied, pixels = (pairs.loc[name] for name in ("mixshare+tied=true", "single+pixel_cutmix=true"))
+    numbers = (
+        [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
+        for row in (tied, pixels)
+    )
+    spans = [
+        "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f}".format(*each) for each in numbers
+    ]
+    same, more = (each.replace("-", "−") for each in spans)
+    assert f"minus it is {100 * tied['difference']:+.2f} points (95 % intervals: {same})" in PAGES
+    assert f"MixShare is {100 * tied['difference']:+.2f} points ahead" in README
+    assert f"on {100 * pixels['difference']:.2f} points more ({more})" in PAGES
     rows = table("photographs", "runs.csv")
     means = (
         100
@@ -267,6 +279,7 @@ def test_the_pages_on_photographs():
         assert text in PAGES, text
     claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
     assert claimed.filter(like="Small networks gain").tolist() == ["supported"]
+    assert claimed.filter(like="more than its augmentation").tolist() == ["contradicted"]
 
 
 class TestThePagesOnTrust:
