@@ -45,7 +45,7 @@ def test_its_command_with_a_network_of_timm_ends_with_a_network_that_exports(
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(photos.parent / "outputs"))
     page = (project_root() / "docs" / "own-data.md").read_text()
     line = re.search(r"^mixshare train .*--network.*$", page, re.M)[0]
-    *printed, folder = mixshare_command(*shlex.split(line.replace("10", "1"))[1:])
+    *printed, folder = mixshare_command(*shlex.split(line.replace("--epochs 10", "--epochs 1"))[1:])
     assert "network=timm-mobilenetv3_small_050" in folder and "accuracy" in "".join(printed)
     *_, comparison = mixshare_command("export", folder, "--out", "net.onnx")
     assert "6 of all 6 test answers are the same" in comparison
