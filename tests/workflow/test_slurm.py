@@ -172,7 +172,8 @@ class Cluster:
         ends = {}
         for line in (self.folder / "finished-jobs").read_text().splitlines():
             fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-            asked = int(fields["TimeLimit"]), int(re.search(r"mem=(\d+)M", line)[1])
+            size, unit = re.search(r"mem=(\d+)([MG])", line).groups()  # 2048M is 2G
+            asked = int(fields["TimeLimit"]), int(size) * (1024 if unit == "G" else 1)
             end = (fields["JobState"], fields["NodeList"], *asked)
             ends.setdefault(fields["JobId"], []).append(end)
         return ends
