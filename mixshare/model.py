@@ -138,7 +138,8 @@ class MultiInput(nn.Module):
         found: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):  # a stage of several branches is left out
+            """Keep a map; a stage of several branches is left out."""
+            if isinstance(output, Tensor):
                 found.append(output)
 
         levels = [self.get_submodule(level) for level in self.levels]
