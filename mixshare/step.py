@@ -65,13 +65,9 @@ class Step:
 
     def __call__(self, rate: float) -> None:
         """Train on the epoch's next draws at this learning rate; the loss is kept in `losses`."""
-        if self.stream is None:
+        with torch.cuda.stream(self.stream):  # without a GPU there is none, and nothing changes
             self._set_rate(rate)
-            self._step()
-            return
-        with torch.cuda.stream(self.stream):
-            self._set_rate(rate)
-            if self.config.capture:
+            if self.stream and self.config.capture:
                 self._replay()
             else:
                 self._step()
