@@ -6,7 +6,6 @@ Dimensions: M members, B rows of a batch, C channels, H and W of an image.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -34,6 +33,8 @@ class MultiInput(nn.Module):
         head: Between pooling and classifiers, (B, C) to (B, C'); by default nothing.
         levels: Names of the modules whose outputs are studied; by default the core's children.
         unmix_normalize, unmix_resize: As in `mixing.unmix`.
+        tied: The first encoder and the first classifier serve all members, which makes it a single
+            network that can be trained as a multi-input one.
     """
 
     multiple = 1  # height and width of an image are divisible by it
@@ -48,10 +49,14 @@ class MultiInput(nn.Module):
         levels: Sequence[str] = (),
         unmix_normalize: bool = True,
         unmix_resize: str = "area",
+        tied: bool = False,
     ):
         super().__init__()
         check_field("unmix_resize", FIELDS["unmix_resize"], unmix_resize)
         self.unmix_normalize, self.unmix_resize = unmix_normalize, unmix_resize
+        encoders, classifiers = list(encoders), list(classifiers)
+        if tied:
+            encoders, classifiers = (ends[:1] * len(ends) for ends in (encoders, classifiers))
         self.encoders = nn.ModuleList(encoders)
         for name, module in core.items() if isinstance(core, Mapping) else [("core", core)]:
             self.add_module(name, module)
@@ -68,36 +73,34 @@ class MultiInput(nn.Module):
         classes: int,
         channels: int = 3,
         encoder_init: str = "identical",
-        tied: bool = False,
         generator: torch.Generator | None = None,
         size: tuple[int, int] | None = None,
         init_weights: str = "",
-        **unmixing: Any,
+        **options: Any,
     ) -> "MultiInput":
         """Make one of a convolutional network of timm; with one member it is that very network.
 
         Args:
             name: As `timm.list_models` has it, such as "resnet18".
-            members, classes, channels, encoder_init, tied, generator: As in `MimoWideResNet`.
+            members, classes, channels, encoder_init, generator: As in `MimoWideResNet`.
             size: H, W of the images: a network whose last map of them is too small for unmixing
                 keeps it larger, or is refused.
             init_weights: A checkpoint of this network, from whose first convolution each encoder
                 starts.
-            unmixing: `unmix_normalize`, `unmix_resize`.
+            options: Of `MultiInput`: unmix_normalize, unmix_resize, tied.
 
         Raises:
             ValueError, TypeError: It can't be built; says what fits.
             OSError: timm is not installed, or the checkpoint can't be loaded.
         """
         _check_sizes(members, classes, channels, encoder_init)
-        copies, generator = 1 if tied else members, generator or _seeded()
+        generator = generator or _seeded()
         encoders, core, classifiers = take_apart(
-            name, copies, classes, channels, generator, size, init_weights
+            name, members, classes, channels, generator, size, init_weights
         )
         start_encoders(encoders, encoder_init, generator)
         levels = [f"core.{name}" for name in core.levels]
-        ends = (each * (members // copies) for each in (encoders, classifiers))
-        model = cls(next(ends), core, next(ends), core.head, levels, **unmixing)
+        model = cls(encoders, core, classifiers, core.head, levels, **options)
         model.smallest_map = SMALLEST_MAP
         return model
 
@@ -268,10 +271,8 @@ class MimoWideResNet(MultiInput):
         classes: Of each classifier.
         channels: C of an input.
         encoder_init: How the encoders' kernels start, a key of ENCODER_INITS (appendix C).
-        unmix_normalize, unmix_resize: As in `mixing.unmix`.
-        tied: One encoder and one classifier for all members, which makes it a single network
-            that can be trained as a multi-input one.
         generator: All weights are drawn from it; by default from one seeded with 0.
+        options: Of `MultiInput`: unmix_normalize, unmix_resize, tied.
 
     Attributes:
         encoders: The paper's c_i, M Conv2d of 3x3.
@@ -292,31 +293,27 @@ class MimoWideResNet(MultiInput):
         classes: int = 100,
         channels: int = 3,
         encoder_init: str = "identical",
-        unmix_normalize: bool = True,
-        unmix_resize: str = "area",
-        tied: bool = False,
         generator: torch.Generator | None = None,
+        **options: Any,
     ):
         _check_sizes(members, classes, channels, encoder_init)
         check_field("depth", FIELDS["depth"], depth)
         check_field("width", FIELDS["width"], width)
         check_depth(depth)
         first, second, third = (max(1, round(c * width)) for c in (16, 32, 64))
-        count, copies = (depth - 4) // 6, 1 if tied else members
+        count = (depth - 4) // 6
         with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
-            conv = partial(nn.Conv2d, channels, ENCODED, 3, padding=1, bias=False)
-            encoders = [conv() for _ in range(copies)] * (members // copies)
+            conv = (channels, ENCODED, 3)
+            encoders = [nn.Conv2d(*conv, padding=1, bias=False) for _ in range(members)]
             groups = [
                 _group(ENCODED, first, stride=1, count=count),
                 _group(first, second, stride=2, count=count),
                 _group(second, third, stride=2, count=count),
             ]
             core = {"blocks": nn.ModuleList(groups), "norm": BatchNorm(third)}
-            classifiers = [nn.Linear(third, classes) for _ in range(copies)]
-            classifiers *= members // copies
+            classifiers = [nn.Linear(third, classes) for _ in range(members)]
         levels = [f"blocks.{k}" for k in range(len(groups))]
-        unmixing = unmix_normalize, unmix_resize
-        super().__init__(encoders, core, classifiers, None, levels, *unmixing)
+        super().__init__(encoders, core, classifiers, levels=levels, **options)
         generator = generator or _seeded()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
