@@ -4,9 +4,7 @@ Every study works on a `MultiInput`, whose levels are its residual groups, or a 
 Dimensions: M members, N images, F fixed inputs, C_k feature maps after level k.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import combinations
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -45,10 +43,9 @@ def mixed_encodings(
     training = model.training
     model.eval()  # running statistics are to be used, not changed
     try:
-        other_encoders = [encode for m, encode in enumerate(model.encoders) if m != member]
-        others = fixed.new_zeros(len(fixed), 1, 1, 1)
-        if other_encoders:
-            others = mixing.add(encode(fixed) for encode in other_encoders)  # (F, 16, H, W)
+        encodings = [encode(fixed) for m, encode in enumerate(model.encoders) if m != member]
+        nothing = fixed.new_zeros(len(fixed), 1, 1, 1)  # of a single member
+        others = mixing.add([nothing, *encodings])  # (F, 16, H, W)
         rows = max(1, ROWS // len(fixed))
         for start in range(0, len(images), rows):
             batch = slice(start, min(start + rows, len(images)))
@@ -100,8 +97,9 @@ def kernel_alignment(model: MultiInput) -> tuple[Tensor, Tensor]:
         The cosine, (pairs, 16) in [-1, 1], and the ratio of the L2 norms, the second's by the
         first's, (pairs, 16); no pairs for one member.
     """
-    flat = [kernel.flatten(1).cpu().double() for kernel in kernels(model)]
-    return _pairwise(_cosine, flat), _pairwise(_norm_ratio, flat)
+    first, second = _pairs([kernel.flatten(1) for kernel in kernels(model)])
+    ratio = second.norm(dim=2) / first.norm(dim=2).clamp_min(1e-30)
+    return torch.cosine_similarity(first, second, dim=2), ratio
 
 
 def classifier_cosine(model: MultiInput) -> Tensor:
@@ -110,20 +108,14 @@ def classifier_cosine(model: MultiInput) -> Tensor:
     Returns:
         (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
     """
-    return _pairwise(_cosine, [weight.cpu().double() for weight in _weights(model)])
+    return torch.cosine_similarity(*_pairs(_weights(model)), dim=2)
 
 
-_cosine = partial(torch.cosine_similarity, dim=1)
-
-
-def _norm_ratio(a: Tensor, b: Tensor) -> Tensor:
-    return b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30)
-
-
-def _pairwise(compare: Callable[..., Tensor], members: Sequence[Tensor]) -> Tensor:
-    """Compare each pair of M tensors (R, …): (pairs, R); no pairs for one member."""
-    values = [compare(a, b) for a, b in combinations(members, 2)]
-    return torch.stack(values) if values else members[0].new_zeros(0, len(members[0]))
+def _pairs(members: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the first and the second of each pair of M tensors, (pairs, …) float64 each."""
+    stacked = torch.stack(members).cpu().double()
+    first, second = torch.triu_indices(len(members), len(members), offset=1)
+    return stacked[first], stacked[second]
 
 
 def mean_alignment(model: MultiInput) -> dict[str, float]:
