@@ -7,7 +7,6 @@ from, and the digest does not depend on the order in which they came.
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,7 +105,7 @@ def current_digest(name: str) -> str | None:
     """Return a data set's digest as it is now; None where it is not there, or damaged.
 
     Of data that have one true content it is known without them. An archive is read again when its
-    size, time, inode or CRC-32s have changed.
+    time or the CRC-32s of its members have changed.
     """
     if name in KNOWN_DIGESTS:
         return KNOWN_DIGESTS[name]  # `load_data` takes no other content
@@ -122,13 +121,12 @@ def _state(name: str) -> tuple:
     path = data_folder() / f"{name}.npz"
     if name in BUILT_IN or not path.is_file():
         return (name,)
-    status = path.stat()
     try:
         with zipfile.ZipFile(path) as archive:
             checksums = tuple(member.CRC for member in archive.infolist())
     except Exception:  # of a damaged archive zipfile has many kinds of error
         checksums = ()
-    return name, path, status.st_size, status.st_mtime_ns, status.st_ino, checksums
+    return name, path, path.stat().st_mtime_ns, checksums
 
 
 def _canonical(name: str, train_images, train_labels, test_images, test_labels, names) -> Data:
@@ -182,10 +180,7 @@ def _halved(images: Tensor) -> np.ndarray:
     return (levels + 0.5).floor().byte().permute(0, 2, 3, 1).numpy()
 
 
-BUILT_IN: dict[str, Callable[[], tuple]] = {
-    "digits": _digits,
-    "digits-few": lambda: _digits(train=300, test=100),
-}
+BUILT_IN = {"digits": _digits, "digits-few": lambda: _digits(train=300, test=100)}
 _MADE = BUILT_IN | {"cifar100-16px": _cifar100_16px}
 
 
@@ -194,9 +189,8 @@ def _read_archive(path: Path) -> tuple:
     try:
         # NumPy leaves a damaged file open, so it is opened here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in KEYS if key not in archive]
-            arrays = () if missing else tuple(archive[key] for key in KEYS)
-            if not all(isinstance(array, np.ndarray) for array in arrays):
+            arrays = {key: archive[key] for key in KEYS if key in archive}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a member is no NumPy array")
     except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error here
         reason = first_line(error)
@@ -210,11 +204,11 @@ def _read_archive(path: Path) -> tuple:
         raise FileProblem(
             f"{shown} is damaged or no .npz archive ({reason}); get it again"
         ) from error
-    if missing:
+    if missing := [key for key in KEYS if key not in arrays]:
         raise FileProblem(
             f"{shown} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}"
         )
-    return arrays
+    return tuple(arrays.values())
 
 
 def _torchvision(name: str) -> tuple:

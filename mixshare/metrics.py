@@ -61,14 +61,10 @@ def diversity(predictions: Tensor, labels: Tensor) -> float | None:
     Returns:
         None for one member, or where no row is wrong for both of a pair.
     """
-    wrong = predictions != labels
-    ratios = []
-    for a, b in combinations(wrong, 2):
-        both = (a & b).sum().item()
-        if not both:
-            return None
-        ratios.append((a ^ b).sum().item() / both)
-    return sum(ratios) / len(ratios) if ratios else None
+    pairs = list(combinations(predictions != labels, 2))
+    if not all((a & b).any() for a, b in pairs):
+        return None
+    return _mean([(a ^ b).sum().item() / (a & b).sum().item() for a, b in pairs])
 
 
 def agreement(predictions: Tensor) -> float | None:
@@ -80,8 +76,11 @@ def agreement(predictions: Tensor) -> float | None:
     Returns:
         A fraction, or None for one member.
     """
-    pairs = [(a == b).double().mean().item() for a, b in combinations(predictions, 2)]
-    return sum(pairs) / len(pairs) if pairs else None
+    return _mean([(a == b).double().mean().item() for a, b in combinations(predictions, 2)])
+
+
+def _mean(of_pairs: list[float]) -> float | None:
+    return sum(of_pairs) / len(of_pairs) if of_pairs else None
 
 
 def image_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
