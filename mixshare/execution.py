@@ -60,12 +60,10 @@ def choose_device(config: RunConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    gpus = torch.cuda.device_count()
-    count = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= count:
+    if (device.index or 0) >= torch.get_device_module(device).device_count():
         raise InvalidValue(
-            f"device '{config.device}' is not on this machine, which has {gpus} CUDA devices; "
-            "possible is 'auto' or 'cpu'"
+            f"device '{name}' is not on this machine, which has {torch.cuda.device_count()} CUDA "
+            "devices; possible is 'auto' or 'cpu'"
         )
     return device
 

@@ -19,7 +19,7 @@ ROWS = 100  # images through the core at once
 @torch.no_grad()
 def mixed_encodings(
     model: MultiInput, images: Tensor, fixed: Tensor, member: int
-) -> Iterator[tuple[slice, Tensor]]:
+) -> Iterator[Tensor]:
     """Yield the core's input for images at one member's input, the others held fixed.
 
     Args:
@@ -29,7 +29,7 @@ def mixed_encodings(
         member: Whose input the images go to.
 
     Yields:
-        A slice of B images, and (F * B, …) summed encodings.
+        (F * B, …) summed encodings of B images, and of the next ones.
 
     Raises:
         ValueError: There is no such member, or too few images.
@@ -47,25 +47,23 @@ def mixed_encodings(
         nothing = fixed.new_zeros(len(fixed), 1, 1, 1)  # of a single member
         others = mixing.add([nothing, *encodings])  # (F, 16, H, W)
         rows = max(1, ROWS // len(fixed))
-        for start in range(0, len(images), rows):
-            batch = slice(start, min(start + rows, len(images)))
-            own = model.encoders[member](images[batch])  # (B, 16, H, W)
-            yield batch, (own[None] + others[:, None]).flatten(0, 1)
+        for batch in images.split(rows):
+            own = model.encoders[member](batch)  # (B, 16, H, W)
+            yield (own[None] + others[:, None]).flatten(0, 1)
     finally:
         model.train(training)
 
 
+@torch.no_grad()
 def feature_maps(
     model: MultiInput, images: Tensor, fixed: Tensor, member: int
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield a slice of the images and each level's maps of them, (F, B, C_k, H_k, W_k).
+) -> Iterator[list[Tensor]]:
+    """Yield each level's maps of B images, (F, B, C_k, H_k, W_k), and of the next ones.
 
     As `mixed_encodings` does.
     """
-    for batch, encodings in mixed_encodings(model, images, fixed, member):
-        with torch.no_grad():
-            maps = model.maps(encodings)
-        yield batch, [each.unflatten(0, (len(fixed), -1)) for each in maps]
+    for encodings in mixed_encodings(model, images, fixed, member):
+        yield [each.unflatten(0, (len(fixed), -1)) for each in model.maps(encodings)]
 
 
 # Input and output block (Sec. 2 of the paper, Figs. 3 and 5)
@@ -150,7 +148,7 @@ def block_importance(model: MultiInput, images: Tensor, fixed: Tensor, member: i
     """
     several = fixed if fixed.dim() == 4 else fixed[None]
     moments: list[_Moments] = []
-    for _, maps in feature_maps(model, images, several, member):
+    for maps in feature_maps(model, images, several, member):
         moments = moments or [_Moments() for _ in maps]
         for block, features in zip(moments, maps, strict=True):
             block.add(features.double())
