@@ -79,8 +79,8 @@ def agreement(predictions: Tensor) -> float | None:
     return _mean([(a == b).double().mean().item() for a, b in combinations(predictions, 2)])
 
 
-def _mean(of_pairs: list[float]) -> float | None:
-    return sum(of_pairs) / len(of_pairs) if of_pairs else None
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def image_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -126,13 +126,12 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     mean_probabilities = logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
     by_probabilities = _quality(mean_probabilities, labels)
     predictions = logits.argmax(dim=2)
-    accuracies = [quality["accuracy"] for quality in members]
     return {
         "accuracy_ensemble": ensemble["accuracy"],
         "top5_ensemble": ensemble["top5"],
         **{name: ensemble[name] for name in ("nll", "ece", "brier")},
         **{f"{name}_members": [quality[name] for quality in members] for name in ensemble},
-        "accuracy_individual": sum(accuracies) / len(accuracies),
+        "accuracy_individual": _mean([quality["accuracy"] for quality in members]),
         **{f"{name}_probabilities": value for name, value in by_probabilities.items()},
         "diversity": diversity(predictions, labels),
         "agreement": agreement(predictions),
