@@ -74,10 +74,6 @@ def kernels(model: MultiInput) -> list[Tensor]:
     return [encoder.weight.detach() for encoder in model.encoders]
 
 
-def _weights(model: MultiInput) -> list[Tensor]:
-    return [classifier.weight.detach() for classifier in model.classifiers]
-
-
 def kernel_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each encoder's kernel for each output channel: (M, 16)."""
     return torch.stack([kernel.abs().sum(dim=(1, 2, 3)) for kernel in kernels(model)])
@@ -85,7 +81,7 @@ def kernel_norms(model: MultiInput) -> Tensor:
 
 def classifier_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each classifier's weights for each feature: (M, C)."""
-    return torch.stack([weight.abs().sum(dim=0) for weight in _weights(model)])
+    return torch.stack([d.weight.detach().abs().sum(dim=0) for d in model.classifiers])
 
 
 def kernel_alignment(model: MultiInput) -> tuple[Tensor, Tensor]:
@@ -106,7 +102,7 @@ def classifier_cosine(model: MultiInput) -> Tensor:
     Returns:
         (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
     """
-    return torch.cosine_similarity(*_pairs(_weights(model)), dim=2)
+    return torch.cosine_similarity(*_pairs([d.weight.detach() for d in model.classifiers]), dim=2)
 
 
 def _pairs(members: list[Tensor]) -> tuple[Tensor, Tensor]:
