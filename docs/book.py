@@ -25,8 +25,9 @@ import states
 from states import TEMPLATES, Explorer
 
 from mixshare.chapters import grids, report, results
-from mixshare.checks import FileProblem, InvalidValue, check_choice
+from mixshare.checks import FileProblem, check_choice
 from mixshare.config import METHODS, PROFILES, RunConfig
+from mixshare.deploy.cli import run_command
 from mixshare.figures.names import IMAGE_FIGURES, title
 from mixshare.files import (
     display_path,
@@ -51,12 +52,8 @@ def main() -> int:
     """Render the book; an expected error is one line, with exit status 1."""
     parser = argparse.ArgumentParser(description="Render executed chapters as a site.")
     parser.add_argument("profiles", nargs="*", help="by default all with a table of results")
-    try:
-        build(parser.parse_args().profiles)
-    except (InvalidValue, OSError) as error:
-        print(f"mixshare: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser.set_defaults(verb=lambda arguments: build(arguments.profiles))
+    return run_command(parser)
 
 
 def build(profiles: list[str] = ()) -> None:

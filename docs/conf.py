@@ -30,8 +30,7 @@ autodoc_preserve_defaults = True
 release = mixshare.__version__
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": False, "home_page_in_toc": True}
-html_theme_options |= {"navbar_persistent": []}
+html_theme_options = dict(use_download_button=False, home_page_in_toc=True, navbar_persistent=[])
 html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]

@@ -92,10 +92,10 @@ def convert(name: str, wanted: Any, value: Any) -> Any:
     Raises:
         TypeError: It is of another type, or true where a number is wanted.
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if wanted is int and whole:
+    number = isinstance(value, Real) and not isinstance(value, bool)  # a whole one too
+    if wanted is int and number and isinstance(value, Integral):
         return int(value)
-    if wanted is float and (whole or isinstance(value, Real) and not isinstance(value, bool)):
+    if wanted is float and number:
         try:
             return float(value) + 0.0  # -0.0 becomes 0.0: equal runs have equal digests
         except OverflowError:

@@ -7,13 +7,14 @@ from, and the digest does not depend on the order in which they came.
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixshare.checks import FileProblem, check_name
@@ -26,7 +27,7 @@ KNOWN_DIGESTS = {
     "cifar100-16px": "8b50fdaf96571456f3ce3ffb46e5aeba214b3ce0a93437c0f05cb16b6bea3ec6",
 }
 
-_digests: dict[tuple, str | None] = {}  # by name and the state of its file
+_digests: dict[tuple, str] = {}  # by name and the state of its file
 
 
 @dataclass(frozen=True)
@@ -104,23 +105,15 @@ def current_digest(name: str) -> str | None:
     """Return a data set's digest as it is now; None where it is not there, or damaged.
 
     Of data that have one true content it is known without them. An archive is read again when its
-    size, time, inode or CRC-32s have changed, and after `forget_digests`.
+    time or the CRC-32s of its members have changed.
     """
     if name in KNOWN_DIGESTS:
         return KNOWN_DIGESTS[name]  # `load_data` takes no other content
     state = _state(name)
-    if state not in _digests:
-        available = name in BUILT_IN or len(state) > 1  # else `load_data` might download it
-        try:
-            _digests[state] = load_data(name).digest if available else None
-        except FileProblem:
-            _digests[state] = None
-    return _digests[state]
-
-
-def forget_digests() -> None:
-    """Have `current_digest` read every data set again."""
-    _digests.clear()
+    if state not in _digests and (name in BUILT_IN or len(state) > 1):  # else it is not there
+        with suppress(FileProblem):
+            load_data(name)  # which keeps its digest
+    return _digests.get(state)
 
 
 def _state(name: str) -> tuple:
@@ -128,13 +121,12 @@ def _state(name: str) -> tuple:
     path = data_folder() / f"{name}.npz"
     if name in BUILT_IN or not path.is_file():
         return (name,)
-    status = path.stat()
     try:
         with zipfile.ZipFile(path) as archive:
             checksums = tuple(member.CRC for member in archive.infolist())
     except Exception:  # of a damaged archive zipfile has many kinds of error
         checksums = ()
-    return name, path, status.st_size, status.st_mtime_ns, status.st_ino, checksums
+    return name, path, path.stat().st_mtime_ns, checksums
 
 
 def _canonical(name: str, train_images, train_labels, test_images, test_labels, names) -> Data:
@@ -161,20 +153,13 @@ def _digits(train: int = 1297, test: int = 500) -> tuple:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    train_rows, test_rows = train_test_split(
-        np.arange(len(digits.target)),
-        train_size=train,
-        test_size=test,
-        stratify=digits.target,
-        random_state=0,
-    )
     levels = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)
-    large = torch.nn.functional.interpolate(
-        levels, size=(16, 16), mode="bilinear", align_corners=False
-    )
-    images = large.round().byte().permute(0, 2, 3, 1).numpy()
-    splits = ((images[rows], digits.target[rows]) for rows in (train_rows, test_rows))
-    return *next(splits), *next(splits), digits.target_names
+    large = F.interpolate(levels, size=(16, 16), mode="bilinear").round().byte()
+    images, labels = large.permute(0, 2, 3, 1).numpy(), digits.target
+    sizes = {"train_size": train, "test_size": test}
+    split = train_test_split(images, labels, **sizes, stratify=labels, random_state=0)
+    train_images, test_images, train_labels, test_labels = split
+    return train_images, train_labels, test_images, test_labels, digits.target_names
 
 
 def _cifar100_16px() -> tuple:
@@ -191,14 +176,11 @@ def _cifar100_16px() -> tuple:
 
 def _halved(images: Tensor) -> np.ndarray:
     """Average 2x2 pixels, a half upwards: (N, H, W, C) uint8 to (N, H / 2, W / 2, C)."""
-    levels = torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 2)
+    levels = F.avg_pool2d(images.permute(0, 3, 1, 2).float(), 2)
     return (levels + 0.5).floor().byte().permute(0, 2, 3, 1).numpy()
 
 
-BUILT_IN: dict[str, Callable[[], tuple]] = {
-    "digits": _digits,
-    "digits-few": lambda: _digits(train=300, test=100),
-}
+BUILT_IN = {"digits": _digits, "digits-few": lambda: _digits(train=300, test=100)}
 _MADE = BUILT_IN | {"cifar100-16px": _cifar100_16px}
 
 
@@ -207,9 +189,8 @@ def _read_archive(path: Path) -> tuple:
     try:
         # NumPy leaves a damaged file open, so it is opened here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in KEYS if key not in archive]
-            arrays = () if missing else tuple(archive[key] for key in KEYS)
-            if not all(isinstance(array, np.ndarray) for array in arrays):
+            arrays = {key: archive[key] for key in KEYS if key in archive}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a member is no NumPy array")
     except Exception as error:  # zipfile, zlib and NumPy have some ten kinds of error here
         reason = first_line(error)
@@ -223,11 +204,11 @@ def _read_archive(path: Path) -> tuple:
         raise FileProblem(
             f"{shown} is damaged or no .npz archive ({reason}); get it again"
         ) from error
-    if missing:
+    if missing := [key for key in KEYS if key not in arrays]:
         raise FileProblem(
             f"{shown} has no {', '.join(missing)}; wanted are the keys {', '.join(KEYS)}"
         )
-    return arrays
+    return tuple(arrays.values())
 
 
 def _torchvision(name: str) -> tuple:

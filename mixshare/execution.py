@@ -40,8 +40,6 @@ _PRODUCTS = (torch.backends.mkldnn, torch.backends.cudnn)
 _SWITCHES = [
     (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     (_flushes_denormals, torch.set_flush_denormal, False),
-    # Inside a caller's autocast nothing else would empty the cache: weights would stay the first.
-    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, False),
     _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False),
     _attribute(torch.backends.cuda.matmul, "fp32_precision", "ieee"),
     _attribute(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
@@ -62,12 +60,10 @@ def choose_device(config: RunConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    gpus = torch.cuda.device_count()
-    count = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= count:
+    if (device.index or 0) >= torch.get_device_module(device).device_count():
         raise InvalidValue(
-            f"device '{config.device}' is not on this machine, which has {gpus} CUDA devices; "
-            "possible is 'auto' or 'cpu'"
+            f"device '{name}' is not on this machine, which has {torch.cuda.device_count()} CUDA "
+            "devices; possible is 'auto' or 'cpu'"
         )
     return device
 
@@ -94,11 +90,8 @@ def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU)
     # `use_deterministic_algorithms` changes torch's compiler too, which nothing here restores.
     mode = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
     threads = config.threads if config else torch.get_num_threads()
-    get_autocast, set_autocast = torch.is_autocast_enabled, torch.set_autocast_enabled
-    kinds = {"cpu", device.type}
     switches = [
         *_SWITCHES,
-        *((partial(get_autocast, kind), partial(set_autocast, kind), False) for kind in kinds),
         (torch.get_num_threads, torch.set_num_threads, threads),
         (*mode, 2 if config and deterministic else 0),
         _attribute(torch.backends.cudnn, "deterministic", deterministic),
@@ -110,6 +103,10 @@ def torch_settings(config: RunConfig | None = None, device: torch.device = _CPU)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        # Inside a caller's autocast nothing else would empty its cache: weights would stay the
+        # first.
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         for get, set_, wanted in switches:
             if (before := get()) != wanted:
                 set_(wanted)

@@ -4,9 +4,7 @@ Every study works on a `MultiInput`, whose levels are its residual groups, or a 
 Dimensions: M members, N images, F fixed inputs, C_k feature maps after level k.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import combinations
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ ROWS = 100  # images through the core at once
 @torch.no_grad()
 def mixed_encodings(
     model: MultiInput, images: Tensor, fixed: Tensor, member: int
-) -> Iterator[tuple[slice, Tensor]]:
+) -> Iterator[Tensor]:
     """Yield the core's input for images at one member's input, the others held fixed.
 
     Args:
@@ -31,7 +29,7 @@ def mixed_encodings(
         member: Whose input the images go to.
 
     Yields:
-        A slice of B images, and (F * B, …) summed encodings.
+        (F * B, …) summed encodings of B images, and of the next ones.
 
     Raises:
         ValueError: There is no such member, or too few images.
@@ -45,30 +43,27 @@ def mixed_encodings(
     training = model.training
     model.eval()  # running statistics are to be used, not changed
     try:
-        other_encoders = [encode for m, encode in enumerate(model.encoders) if m != member]
-        others = fixed.new_zeros(len(fixed), 1, 1, 1)
-        if other_encoders:
-            others = mixing.add(encode(fixed) for encode in other_encoders)  # (F, 16, H, W)
+        encodings = [encode(fixed) for m, encode in enumerate(model.encoders) if m != member]
+        nothing = fixed.new_zeros(len(fixed), 1, 1, 1)  # of a single member
+        others = mixing.add([nothing, *encodings])  # (F, 16, H, W)
         rows = max(1, ROWS // len(fixed))
-        for start in range(0, len(images), rows):
-            batch = slice(start, min(start + rows, len(images)))
-            own = model.encoders[member](images[batch])  # (B, 16, H, W)
-            yield batch, (own[None] + others[:, None]).flatten(0, 1)
+        for batch in images.split(rows):
+            own = model.encoders[member](batch)  # (B, 16, H, W)
+            yield (own[None] + others[:, None]).flatten(0, 1)
     finally:
         model.train(training)
 
 
+@torch.no_grad()
 def feature_maps(
     model: MultiInput, images: Tensor, fixed: Tensor, member: int
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield a slice of the images and each level's maps of them, (F, B, C_k, H_k, W_k).
+) -> Iterator[list[Tensor]]:
+    """Yield each level's maps of B images, (F, B, C_k, H_k, W_k), and of the next ones.
 
     As `mixed_encodings` does.
     """
-    for batch, encodings in mixed_encodings(model, images, fixed, member):
-        with torch.no_grad():
-            maps = model.maps(encodings)
-        yield batch, [each.unflatten(0, (len(fixed), -1)) for each in maps]
+    for encodings in mixed_encodings(model, images, fixed, member):
+        yield [each.unflatten(0, (len(fixed), -1)) for each in model.maps(encodings)]
 
 
 # Input and output block (Sec. 2 of the paper, Figs. 3 and 5)
@@ -79,10 +74,6 @@ def kernels(model: MultiInput) -> list[Tensor]:
     return [encoder.weight.detach() for encoder in model.encoders]
 
 
-def _weights(model: MultiInput) -> list[Tensor]:
-    return [classifier.weight.detach() for classifier in model.classifiers]
-
-
 def kernel_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each encoder's kernel for each output channel: (M, 16)."""
     return torch.stack([kernel.abs().sum(dim=(1, 2, 3)) for kernel in kernels(model)])
@@ -90,7 +81,7 @@ def kernel_norms(model: MultiInput) -> Tensor:
 
 def classifier_norms(model: MultiInput) -> Tensor:
     """Return the L1 norm of each classifier's weights for each feature: (M, C)."""
-    return torch.stack([weight.abs().sum(dim=0) for weight in _weights(model)])
+    return torch.stack([d.weight.detach().abs().sum(dim=0) for d in model.classifiers])
 
 
 def kernel_alignment(model: MultiInput) -> tuple[Tensor, Tensor]:
@@ -100,8 +91,9 @@ def kernel_alignment(model: MultiInput) -> tuple[Tensor, Tensor]:
         The cosine, (pairs, 16) in [-1, 1], and the ratio of the L2 norms, the second's by the
         first's, (pairs, 16); no pairs for one member.
     """
-    flat = [kernel.flatten(1).cpu().double() for kernel in kernels(model)]
-    return _pairwise(_cosine, flat), _pairwise(_norm_ratio, flat)
+    first, second = _pairs([kernel.flatten(1) for kernel in kernels(model)])
+    ratio = second.norm(dim=2) / first.norm(dim=2).clamp_min(1e-30)
+    return torch.cosine_similarity(first, second, dim=2), ratio
 
 
 def classifier_cosine(model: MultiInput) -> Tensor:
@@ -110,20 +102,14 @@ def classifier_cosine(model: MultiInput) -> Tensor:
     Returns:
         (pairs, classes) in [-1, 1]; about 0 for weights that are drawn independently.
     """
-    return _pairwise(_cosine, [weight.cpu().double() for weight in _weights(model)])
+    return torch.cosine_similarity(*_pairs([d.weight.detach() for d in model.classifiers]), dim=2)
 
 
-_cosine = partial(torch.cosine_similarity, dim=1)
-
-
-def _norm_ratio(a: Tensor, b: Tensor) -> Tensor:
-    return b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30)
-
-
-def _pairwise(compare: Callable[..., Tensor], members: Sequence[Tensor]) -> Tensor:
-    """Compare each pair of M tensors (R, …): (pairs, R); no pairs for one member."""
-    values = [compare(a, b) for a, b in combinations(members, 2)]
-    return torch.stack(values) if values else members[0].new_zeros(0, len(members[0]))
+def _pairs(members: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the first and the second of each pair of M tensors, (pairs, …) float64 each."""
+    stacked = torch.stack(members).cpu().double()
+    first, second = torch.triu_indices(len(members), len(members), offset=1)
+    return stacked[first], stacked[second]
 
 
 def mean_alignment(model: MultiInput) -> dict[str, float]:
@@ -158,7 +144,7 @@ def block_importance(model: MultiInput, images: Tensor, fixed: Tensor, member: i
     """
     several = fixed if fixed.dim() == 4 else fixed[None]
     moments: list[_Moments] = []
-    for _, maps in feature_maps(model, images, several, member):
+    for maps in feature_maps(model, images, several, member):
         moments = moments or [_Moments() for _ in maps]
         for block, features in zip(moments, maps, strict=True):
             block.add(features.double())

@@ -1,10 +1,8 @@
 """Paths, atomic writes and leases: a file is written beside its name, then moved into place."""
 
-import errno
 import hashlib
 import json
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +39,7 @@ def _folder(variable: str, default: str) -> Path:
     """Return one place, whatever the folder from which make, papermill or a kernel was started."""
     given = os.environ.get(variable) or default
     path = project_root() / os.path.expanduser(given)
-    if re.search(r"[{}\n]", str(path)):  # papermill and Snakemake would take it for a pattern
+    if set("{}\n") & set(str(path)):  # papermill and Snakemake would take it for a pattern
         raise InvalidValue(
             f"{variable} is {given!r}, which is {str(path)!r}; possible are paths without braces"
         )
@@ -100,10 +98,12 @@ def write(path: Path, content: bytes, check_lease: LeaseCheck = no_lease) -> Non
             temporary.unlink()
         if isinstance(error, FileProblem) or not isinstance(error, OSError):
             raise
-        raise FileProblem(
-            f"can't write {display_path(path)}: {first_line(error)}; make room or rights there, "
-            "or set MIXSHARE_OUTPUTS"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> FileProblem:
+    reason = f"can't write {display_path(path)}: {first_line(error)}"
+    return FileProblem(f"{reason}; make room or rights there, or set MIXSHARE_OUTPUTS")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -171,7 +171,6 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
     Raises:
         OSError: The lease can't be written.
     """
-    folder = display_path(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lease = filelock.SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=0.05)
@@ -179,22 +178,17 @@ def exclusive_lease(path: Path, waiting_message: str) -> Iterator[LeaseCheck]:
             lease.acquire(timeout=0.5)  # long enough to take over from a dead process
         except filelock.Timeout:
             if not _can_take(path):
-                raise PermissionError(errno.EACCES, "its lease is another user's") from None
+                raise PermissionError("its lease is another user's") from None
             say(waiting_message, sys.stdout)
             lease.acquire()
     except OSError as error:
-        raise FileProblem(
-            f"can't write {folder}: {error.strerror or error}; make it writable, or set "
-            "MIXSHARE_OUTPUTS"
-        ) from error
+        raise _unwritable(path.parent, error) from error
 
     def check_lease() -> None:
         """Raise OSError unless the lease is still this process's."""
         if not lease.is_lock_held_by_us:
-            raise FileProblem(
-                f"{folder} was taken over by another process, or removed; this one stops, and "
-                "nothing is lost"
-            )
+            lost = f"{display_path(path.parent)} was taken over by another process, or removed"
+            raise FileProblem(f"{lost}; this one stops, and nothing is lost")
 
     try:
         yield check_lease

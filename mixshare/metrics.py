@@ -61,14 +61,10 @@ def diversity(predictions: Tensor, labels: Tensor) -> float | None:
     Returns:
         None for one member, or where no row is wrong for both of a pair.
     """
-    wrong = predictions != labels
-    ratios = []
-    for a, b in combinations(wrong, 2):
-        both = (a & b).sum().item()
-        if not both:
-            return None
-        ratios.append((a ^ b).sum().item() / both)
-    return sum(ratios) / len(ratios) if ratios else None
+    pairs = list(combinations(predictions != labels, 2))
+    if not all((a & b).any() for a, b in pairs):
+        return None
+    return _mean([(a ^ b).sum().item() / (a & b).sum().item() for a, b in pairs])
 
 
 def agreement(predictions: Tensor) -> float | None:
@@ -80,8 +76,11 @@ def agreement(predictions: Tensor) -> float | None:
     Returns:
         A fraction, or None for one member.
     """
-    pairs = [(a == b).double().mean().item() for a, b in combinations(predictions, 2)]
-    return sum(pairs) / len(pairs) if pairs else None
+    return _mean([(a == b).double().mean().item() for a, b in combinations(predictions, 2)])
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def image_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -127,13 +126,12 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     mean_probabilities = logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
     by_probabilities = _quality(mean_probabilities, labels)
     predictions = logits.argmax(dim=2)
-    accuracies = [quality["accuracy"] for quality in members]
     return {
         "accuracy_ensemble": ensemble["accuracy"],
         "top5_ensemble": ensemble["top5"],
         **{name: ensemble[name] for name in ("nll", "ece", "brier")},
         **{f"{name}_members": [quality[name] for quality in members] for name in ensemble},
-        "accuracy_individual": sum(accuracies) / len(accuracies),
+        "accuracy_individual": _mean([quality["accuracy"] for quality in members]),
         **{f"{name}_probabilities": value for name, value in by_probabilities.items()},
         "diversity": diversity(predictions, labels),
         "agreement": agreement(predictions),

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from mixshare import files
@@ -96,7 +95,7 @@ class Run:
     @cached_property
     def model(self) -> MultiInput:
         """The trained network on the processor, in evaluation mode."""
-        weights = read(self.folder / "weights.safetensors", load_file)
+        weights = read(self.folder / "weights.safetensors", safetensors.load_file)
         shape = weights["encoders.0.weight"].shape[1], len(weights["classifiers.0.bias"])
         size = None  # on which networks of timm depend
         if self.config.network != WRN:
@@ -277,7 +276,7 @@ def save_run(
     contents = {  # first of all: what can't be written whole is not begun
         "config.json": files.json_text(config.to_dict()).encode(),
         "history.csv": history_csv(history),
-        "weights.safetensors": safetensors(weights),
+        "weights.safetensors": safetensors.save(weights),
         "test_logits.npz": logits_npz(logits, labels),
         SCORES: _npz(image_scores(logits, labels)),
         "metrics.json": files.json_text(metrics).encode(),
@@ -297,7 +296,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def _checksums(contents: dict[str, bytes]) -> bytes:
-    lines = [f"{files.sha256(contents[name])}  {name}\n" for name in RUN_FILES if name in contents]
+    lines = (f"{files.sha256(content)}  {name}\n" for name, content in contents.items())
     return "".join(lines).encode()
 
 
@@ -335,27 +334,23 @@ def load_checkpoint(path: Path, **wanted: Any) -> dict[str, Any]:
             if archive.testzip():
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        mismatches = [
-            f"its {name.replace('_', ' ')} is {state.get(name)}, wanted is {value}"
-            for name, value in {"format": CHECKPOINT_FORMAT, **wanted}.items()
-            if state.get(name) != value
-        ]
+        wanted = {"format": CHECKPOINT_FORMAT, **wanted}
+        other = next((name for name in wanted if state.get(name) != wanted[name]), None)
     except Exception as error:  # torch, zipfile and pickle have many kinds of error here
         raise damaged_checkpoint(path, type(error).__name__) from error
-    if mismatches:
-        raise FileProblem(
-            f"{display_path(path)} is of another run: {mismatches[0]}; delete it to start this run "
-            "over"
-        )
+    if other:
+        found = f"its {other.replace('_', ' ')} is {state.get(other)}, wanted is {wanted[other]}"
+        raise _useless_checkpoint(path, f"of another run: {found}")
     return state
 
 
 def damaged_checkpoint(path: Path, reason: str) -> FileProblem:
     """Return the error for a file that a run can't go on from."""
-    return FileProblem(
-        f"{display_path(path)} is damaged or no checkpoint ({reason}); delete it to start this "
-        "run over"
-    )
+    return _useless_checkpoint(path, f"damaged or no checkpoint ({reason})")
+
+
+def _useless_checkpoint(path: Path, problem: str) -> FileProblem:
+    return FileProblem(f"{display_path(path)} is {problem}; delete it to start this run over")
 
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:

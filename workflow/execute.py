@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
+
 from mixshare.chapters import TYPES, chapter_path, check_values
 from mixshare.checks import FileProblem
 from mixshare.files import (
@@ -63,10 +65,7 @@ def execute(
             return
         with report_progress(output.parent):
             notebook = _run(chapter, parameters, partial)
-        notebook.metadata["mixshare"] = {
-            "fingerprint": fingerprint(chapter, parameters, reads),
-            "wrote": _digests(writes),
-        }
+        notebook.metadata["mixshare"] = _made_from(chapter, parameters, reads, writes)
         save(notebook, output, check_lease)
         partial.unlink(missing_ok=True)
 
@@ -156,12 +155,11 @@ def report_progress(folder: Path) -> Iterator[None]:
 def progress(folder: Path) -> str | None:
     """Describe how far the run in `folder` is; None where it has no epoch yet, or is no run."""
     try:
-        names, *rows = (folder / "history.csv").read_text().splitlines()
-        last = dict(zip(names.split(","), rows[-1].split(","), strict=True))
-        loss = float(last["loss"])
+        losses = pd.read_csv(folder / "history.csv")["loss"]
+        loss = f"{losses.iloc[-1]:.3f}"
     except (OSError, IndexError, ValueError, KeyError):
         return None
-    return f"{'/'.join(folder.parts[-2:])}: {len(rows)} epochs done, loss {loss:.3f}"
+    return f"{'/'.join(folder.parts[-2:])}: {len(losses)} epochs done, loss {loss}"
 
 
 def is_current(
@@ -177,10 +175,7 @@ def is_current(
     """
     try:
         made_from = _read(output)["metadata"]["mixshare"]
-        return made_from == {
-            "fingerprint": fingerprint(chapter, parameters, reads),
-            "wrote": _digests(writes),
-        }
+        return made_from == _made_from(chapter, parameters, reads, writes)
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not executed by us
         return False
 
@@ -194,8 +189,12 @@ def fingerprint(chapter: Path, parameters: dict[str, Any], reads: Sequence[Path]
     )
 
 
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    return {path.name: digest_of(path.read_bytes()) for path in paths}
+def _made_from(
+    chapter: Path, parameters: dict[str, Any], reads: Sequence[Path], writes: Sequence[Path]
+) -> dict[str, Any]:
+    """Return what an executed chapter says that it was made from, and wrote."""
+    wrote = {path.name: digest_of(path.read_bytes()) for path in writes}
+    return {"fingerprint": fingerprint(chapter, parameters, reads), "wrote": wrote}
 
 
 def _read(path: Path) -> dict[str, Any]:

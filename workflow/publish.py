@@ -16,7 +16,6 @@ from mixshare import runs
 from mixshare.chapters import grids, report, results
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
-from mixshare.data import forget_digests
 from mixshare.files import display_path, outputs_folder, project_root, published_folder, write_text
 
 _DECLARED = yaml.safe_load(Path(__file__).with_name("published.yml").read_text(encoding="utf-8"))
@@ -41,7 +40,6 @@ def publish(
         OSError: Before anything is copied: a result is missing, stale, not made from a committed
             tree, too large, or names this machine or its user.
     """
-    forget_digests()  # a data set may have been edited within its file's time
     if grid:
         batch = _without_training_chapters(targets.grid_of(grid))
         profile = batch[0].config.profile

@@ -6,67 +6,20 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mixshare.deploy.cli import make_parser, run_command
 
 # Torch takes seconds to import: each verb imports what it needs.
 
 
 def main() -> int:
-    """Run one verb; an error for people is its message alone, and exit status 1."""
-    arguments = _parser().parse_args()
+    """Run one verb; what a stream can't print is replaced."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")
-    try:
-        return arguments.func(arguments) or 0
-    except (ValueError, TypeError, OSError, ArithmeticError) as error:
-        print(f"mixshare: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mixshare: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-
-    def add(func: Callable[[argparse.Namespace], Any], description: str) -> Any:
-        verb = verbs.add_parser(func.__name__, help=description, description=description)
-        verb.set_defaults(func=func)
-        return verb
-
-    verb = add(prepare, "remove stale outputs before a batch")
-    _add_batch(verb)
-    verb.add_argument("--fresh", action="store_true", help="start over")
-    verb = add(
-        plan, "list what a batch would make, what is done, and about how long the rest takes"
-    )
-    _add_batch(verb)
-    verb = add(chapter, "execute one chapter to where a batch has it")
-    verb.add_argument("name")
-    verb.add_argument("parameters", type=_json, help="as JSON")
-    verb = add(train, "train one run, without a chapter")
-    verb.add_argument("run", type=_json, help="profile, method, seed and overrides, as JSON")
-    verb = add(refresh, "execute chapters in their smoke form, in place")
-    verb.add_argument("names", nargs="*", help="by default all")
-    verb = add(publish, "check results and copy them to outputs/published")
-    _add_batch(verb)
-    verb = add(verify, "check a run's files, figures, weights and chapter")
-    verb.add_argument("folder", type=Path)
-    verb.add_argument("--retrain", action="store_true", help="and train it from scratch")
-    verb = add(table, "print a profile's table of results")
-    verb.add_argument("profile")
-    return parser
-
-
-def _add_batch(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("profile", nargs="?", default="digits")
-    verb.add_argument("--batch", default="results", help="results, studies, or speed")
-    verb.add_argument("--grid", help="a grid's file, in place of profile and batch")
-    verb.add_argument("--methods", help="such as mimo,mixshare")
-    verb.add_argument("--seeds", help="such as 1,2,3")
+    verbs = (prepare, plan, chapter, train, refresh, publish, verify, table)
+    return run_command(make_parser("run.py", __doc__, verbs, OPTIONS))
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -80,6 +33,26 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
+_BATCH = "prepare plan publish"
+# fmt: off
+OPTIONS = [  # verbs, name, how it is read
+    (_BATCH, "profile", dict(nargs="?", default="digits", help="of the batch")),
+    (_BATCH, "--batch", dict(default="results", help="results, studies, or speed")),
+    (_BATCH, "--grid", dict(help="a grid's file, in place of profile and batch")),
+    (_BATCH, "--methods", dict(help="such as mimo,mixshare")),
+    (_BATCH, "--seeds", dict(help="such as 1,2,3")),
+    ("prepare", "--fresh", dict(action="store_true", help="start over")),
+    ("chapter", "name", dict(help="such as 05_results")),
+    ("chapter", "parameters", dict(type=_json, help="as JSON")),
+    ("train", "run", dict(type=_json, help="profile, method, seed and overrides, as JSON")),
+    ("refresh", "names", dict(nargs="*", help="by default all")),
+    ("verify", "folder", dict(type=Path, help="of the run")),
+    ("verify", "--retrain", dict(action="store_true", help="and train it from scratch")),
+    ("table", "profile", dict(help="whose results")),
+]
+# fmt: on
+
+
 def _batch(arguments: argparse.Namespace) -> list:
     import targets
 
@@ -88,28 +61,28 @@ def _batch(arguments: argparse.Namespace) -> list:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Remove a batch's stale outputs."""
+    """Remove stale outputs before a batch."""
     import targets
 
     targets.prepare(_batch(arguments), arguments.fresh)
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Print what a batch would make."""
+    """List what a batch would make, what is done, and about how long the rest takes."""
     import targets
 
     print(targets.plan(_batch(arguments)))
 
 
 def chapter(arguments: argparse.Namespace) -> None:
-    """Execute one chapter."""
+    """Execute one chapter to where a batch has it."""
     import targets
 
     targets.chapter(arguments.name, arguments.parameters).make()
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one run."""
+    """Train one run, without a chapter."""
     from mixshare import RunConfig, training
     from mixshare.checks import InvalidValue
 
@@ -121,7 +94,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def refresh(arguments: argparse.Namespace) -> None:
-    """Execute chapters in place."""
+    """Execute chapters in their smoke form, in place."""
     import execute
 
     from mixshare.files import project_root
@@ -132,21 +105,21 @@ def refresh(arguments: argparse.Namespace) -> None:
 
 
 def publish(arguments: argparse.Namespace) -> None:
-    """Publish a profile or a grid."""
+    """Check results and copy them to outputs/published."""
     import publish
 
     publish.publish(arguments.profile, arguments.methods, arguments.seeds, arguments.grid)
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Verify a run; the exit status says whether it is what it says."""
+    """Check a run's files, figures, weights and chapter; the exit status says it too."""
     import verify
 
     return 0 if verify.verify(arguments.folder, arguments.retrain) else 1
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Print a table of results."""
+    """Print a profile's table of results."""
     from mixshare.chapters import results
     from mixshare.checks import check_choice
     from mixshare.config import PROFILES

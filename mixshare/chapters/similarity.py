@@ -88,8 +88,7 @@ def _cka_terms(model: MultiInput, images: Tensor, fixed: Tensor) -> Tensor:
 
 def _feature_vectors(model: MultiInput, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
     """Return each block's feature maps as vectors: (F, N, C_k * H_k * W_k) float64."""
-    pieces = [maps for _, maps in feature_maps(model, images, fixed, member)]
-    blocks = zip(*pieces, strict=True)
+    blocks = zip(*feature_maps(model, images, fixed, member), strict=True)
     return [torch.cat(block, dim=1).double().flatten(2) for block in blocks]
 
 
@@ -138,7 +137,7 @@ def cross_talk(
 def _logits(model: MultiInput, images: Tensor, others: Tensor, member: int) -> Tensor:
     """Return all classifiers' logits, (M, F, N, K) float64, for images at one member's input."""
     pieces = []
-    for _, encodings in mixed_encodings(model, images, others, member):
+    for encodings in mixed_encodings(model, images, others, member):
         logits = model.classify(model.core(encodings))  # (M, F * B, K)
         pieces.append(logits.unflatten(1, (len(others), -1)))
     return torch.cat(pieces, dim=2).double()

@@ -8,7 +8,7 @@ mixshare export RUN --format onnx           one plain network, with a model card
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,31 +51,47 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; an error for people is its message alone, and exit status 1."""
+    """Run one command of `mixshare`, by default the one that it was called with."""
+    return run_command(make_parser("mixshare", __doc__, (train, predict, export), OPTIONS), words)
+
+
+def make_parser(
+    program: str, description: str, verbs: Sequence[Callable], options: Sequence[tuple]
+) -> Parser:
+    """Return a parser of verbs.
+
+    Args:
+        program, description: As argparse has them.
+        verbs: Functions of the parsed arguments, with the verbs' names and descriptions.
+        options: Rows as in OPTIONS.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=program, description=description, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for verb in verbs:
+        command = commands.add_parser(verb.__name__, help=verb.__doc__, description=verb.__doc__)
+        command.set_defaults(verb=verb)
+        for names, option, reading in options:
+            if verb.__name__ in names.split():
+                default = " (default: %(default)s)" if "default" in reading else ""
+                command.add_argument(option, **reading | {"help": reading["help"] + default})
+    return parser
+
+
+def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> int:
+    """Call the verb that the words name, and return the exit status.
+
+    An error for people is its message alone, and exit status 1.
+    """
     try:
-        arguments = _parser().parse_args(words)
-        arguments.verb(arguments)
+        arguments = parser.parse_args(words)
+        return arguments.verb(arguments) or 0
     except (ValueError, TypeError, OSError, ArithmeticError) as error:
         files.say(f"mixshare: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         files.say("mixshare: interrupted; the same command goes on", sys.stderr)
         return 130
-    return 0
-
-
-def _parser() -> Parser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="mixshare", description=__doc__, formatter_class=form)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (train, predict, export):
-        command = commands.add_parser(verb.__name__, help=verb.__doc__, description=verb.__doc__)
-        command.set_defaults(verb=verb)
-        for verbs, name, option in OPTIONS:
-            if verb.__name__ in verbs:
-                default = " (default: %(default)s)" if "default" in option else ""
-                command.add_argument(name, **option | {"help": option["help"] + default})
-    return parser
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -88,25 +104,20 @@ def train(arguments: argparse.Namespace) -> None:
     from mixshare.deploy import images
 
     name, size = images.archive_name(arguments.images, arguments.name), arguments.size
-    config = _config(arguments, dataset=name)
+    overrides = OVERRIDES | {"dataset": name, "network": arguments.network}
+    if arguments.epochs is not None:
+        overrides["epochs"] = arguments.epochs
+    chosen = arguments.profile, arguments.method, arguments.seed
+    config = RunConfig.of(*chosen, overrides)
     runs.build_model(config, 3, 2, (size, size))  # refused before pictures are read
     classes = images.find_classes(arguments.images)
     test = images.choose_test(map(len, classes.values()), arguments.test_share)
     rows = min(config.batch_size, int((~test).sum()) * config.batch_repetition)
-    config = _config(arguments, dataset=name, batch_size=rows)  # smaller with few pictures
+    config = RunConfig.of(*chosen, overrides | {"batch_size": rows})  # smaller with few pictures
     images.write_archive(name, images.make_archive(classes, size, test))
     run = training.train(config)
     print(f"{len(classes)} classes, {len(test)} pictures, {test.sum()} of them to test with")
     print(_results(run.metrics), os.path.relpath(run.folder), sep="\n")
-
-
-def _config(arguments: argparse.Namespace, **overrides: Any) -> RunConfig:
-    """Return the run that the options name."""
-    overrides |= {"network": arguments.network}
-    if arguments.epochs is not None:
-        overrides["epochs"] = arguments.epochs
-    chosen = arguments.profile, arguments.method, arguments.seed
-    return RunConfig.of(*chosen, OVERRIDES | overrides)
 
 
 def _results(metrics: dict[str, Any]) -> str:

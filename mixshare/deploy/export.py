@@ -67,10 +67,8 @@ class Deployed(nn.Module):
 
     def __init__(self, run: runs.Run, data: Data):
         super().__init__()
-        normalise = Normalise(data)
-        self.network = fold(run.model)
-        self.register_buffer("scale", normalise.scale)
-        self.register_buffer("shift", normalise.shift)
+        self.network, normalise = fold(run.model), Normalise(data)
+        self.scale, self.shift = nn.Buffer(normalise.scale), nn.Buffer(normalise.shift)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import os
 import re
 
 import numpy as np
-import publish
 import pytest
 import targets
 import verify
@@ -95,21 +94,6 @@ def test_prepare_moves_it_aside_whole_and_says_why(target_of, replaced, changed,
     assert again.logits.shape[-1] == 5 and contents(aside) == before
 
 
-def test_publish_refuses_it_even_where_the_archives_digest_was_remembered(
-    trained, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(publish, "published_folder", lambda: tmp_path / "published")
-    batch = [targets.run_alone(CONFIG)]
-    monkeypatch.setattr(publish, "published_batch", lambda *selection: batch)
-    remembered = data._state("mine")
-    monkeypatch.setattr(data, "_state", lambda name: remembered)  # as if nothing had changed
-    write_archive(5)
-    assert batch[0].is_done()
-    with pytest.raises(OSError, match="is not done, or not made from what is here now"):
-        publish.publish("smoke")
-    assert not (tmp_path / "published").exists()
-
-
 def test_verify_calls_its_data_set_different(replaced, capsys):
     assert not verify.verify(replaced.folder)
     assert "data set mine: DIFFERENT" in capsys.readouterr().out.splitlines()
@@ -147,7 +131,7 @@ def test_an_archive_is_read_once_however_many_runs_are_compared_with_it(trained,
         return read_archive(path)
 
     monkeypatch.setattr(data, "_read_archive", counted)
-    data.forget_digests()
+    data._digests.clear()
     for _ in range(20):
         mixshare.load(CONFIG)
     assert len(read) == 1
