@@ -138,7 +138,7 @@ class TestAnswers:
         assert trust.answers(run, data).logits.shape == (1, 100, 10)  # these are kept
         with pytest.raises(OSError, match="not published") as caught:
             trust.answers(run, data, data.test_images)
-        assert "single, seed 1" in in_a_line(caught.value)
+        assert "single/seed-1" in in_a_line(caught.value)
 
     def test_are_pooled_by_logits_and_by_probabilities(self):
         logits = torch.stack([drawn(0)[0], drawn(1)[0]])
@@ -361,7 +361,7 @@ class TestErrorsFound:
         (logits, labels), (other, _) = drawn(0), drawn(1)
         given = answers(torch.stack([logits, logits + other / 2]), labels)
         table, curves = trust.detection([given])
-        scores, wrong = trust.uncertainties(given.logits), given.wrong
+        scores, wrong = trust.uncertainties(given.logits), ~given.scores["right"][0]
         assert set(table["errors"]) == {wrong.sum()}
         for row in table.itertuples():
             assert row.auroc == pytest.approx(roc_auc_score(wrong, scores[row.score]))
