@@ -92,11 +92,10 @@ def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.Data
     """
     for step in steppers.values():
         _seconds(step, WARM_UP)
-    table = pd.DataFrame(index=range(rounds), columns=list(steppers), dtype=float)
-    for number in range(rounds):
-        for name, step in steppers.items():
-            table.loc[number, name] = _seconds(step, steps)
-    return table
+    rows = []
+    for _ in range(rounds):
+        rows.append({name: _seconds(step, steps) for name, step in steppers.items()})
+    return pd.DataFrame(rows)
 
 
 def _seconds(step: Stepper, steps: int) -> float:

@@ -148,12 +148,9 @@ def calibration(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     chance = np.quantile(calibrated, 1 - statistics.LEVEL, axis=0)
     gap = (confidence - right).mean()
     verdict = CALIBRATED if value[1] <= chance[1] else OVER if gap > 0 else UNDER
-    columns = {"": value, "_low": low.clip(0), "_high": high.clip(0), "_chance": chance}
-    return {"verdict": verdict} | {
-        f"{n}{end}": column[k]
-        for k, n in enumerate(("ece", "ks"))
-        for end, column in columns.items()
-    }
+    names = [f"{error}{end}" for error in ("ece", "ks") for end in ("", "_low", "_high", "_chance")]
+    numbers = np.stack([value, low.clip(0), high.clip(0), chance], axis=1).ravel()
+    return {"verdict": verdict} | dict(zip(names, numbers, strict=True))
 
 
 def _errors(bins: np.ndarray, last: np.ndarray, gaps: np.ndarray) -> np.ndarray:
