@@ -57,10 +57,11 @@ class Explorer:
         """Return widgets: the controls, and below them the picture of what is chosen."""
         import ipywidgets
 
-        widgets = {
-            name: _widget(name, options, first)
-            for (name, options), first in zip(self.controls.items(), self.start, strict=True)
-        }
+        slider = partial(ipywidgets.SelectionSlider, continuous_update=False)
+        widgets, style = {}, {"description_width": "initial"}
+        for (name, options), first in zip(self.controls.items(), self.start, strict=True):
+            kind = slider if isinstance(options, range) else ipywidgets.Dropdown
+            widgets[name] = kind(options=options, value=first, description=name, style=style)
         row = ipywidgets.Box([*widgets.values()], layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, ipywidgets.interactive_output(self._display, widgets)])
 
@@ -75,16 +76,6 @@ class Explorer:
 
 def _base64(picture: bytes) -> str:
     return base64.b64encode(picture).decode()
-
-
-def _widget(name: str, options: Sequence[Any], first: Any) -> Any:
-    import ipywidgets
-
-    common = {"value": first, "description": name, "style": {"description_width": "initial"}}
-    if isinstance(options, range):
-        ends = {"min": options[0], "max": options[-1], "step": options.step}
-        return ipywidgets.IntSlider(**ends, continuous_update=False, **common)
-    return ipywidgets.Dropdown(options=options, **common)
 
 
 # Chapter 01: test images, mixed by hand
