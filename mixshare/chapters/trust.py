@@ -54,7 +54,7 @@ class Answers:
     config: RunConfig
     logits: Tensor  # (M, N, K) float64
     labels: Tensor  # (N,) int64
-    has_scores = has_logits = True
+    has_scores = True
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -260,8 +260,8 @@ def _shift(pictures: Tensor, pixels: int) -> Tensor:
     side = torch.tensor([int(_words(picture)[0] >> np.uint64(62)) for picture in pictures])
     moved = torch.empty_like(pictures)
     for k, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
-        options = {"angle": 0, "translate": [x * pixels, y * pixels], "scale": 1, "shear": [0, 0]}
-        moved[side == k] = transforms.affine(pictures[side == k], **options)
+        edges = [x * pixels, y * pixels, -x * pixels, -y * pixels]  # black comes in, or is cut off
+        moved[side == k] = transforms.pad(pictures[side == k], edges)
     return moved
 
 
