@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixshare.checks import FileProblem, InvalidType, InvalidValue
+from mixshare.checks import InvalidType, check_choice
 from mixshare.files import project_root
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
@@ -18,13 +18,10 @@ _YAML = {list: "[one, two]", dict: "{field: value}"}
 
 
 def chapter_path(name: str) -> Path:
-    """Return a chapter's notebook; raises OSError, listing all, where there is none."""
+    """Return a chapter's notebook; raises ValueError, listing all, where there is none."""
     folder = project_root() / "notebooks"
-    path = folder / f"{name}.ipynb"
-    if not path.is_file():
-        names = sorted(p.stem for p in folder.glob("*.ipynb"))
-        raise FileProblem(f"no chapter {name!r}; possible are {', '.join(names)}")
-    return path
+    check_choice("chapter", name, sorted(path.stem for path in folder.glob("*.ipynb")))
+    return folder / f"{name}.ipynb"
 
 
 def check_parameters(cells: Sequence[str], namespace: dict[str, Any]) -> None:
@@ -65,10 +62,7 @@ def declared_parameters(source: str) -> dict[str, type]:
 def check_values(known: dict[str, type], given: dict[str, Any]) -> None:
     """Check given parameters against a chapter's, by name and type; raises as above."""
     for name, value in given.items():
-        if name not in known:
-            raise InvalidValue(
-                f"this chapter has no parameter {name!r}; possible are {', '.join(known)}"
-            )
+        check_choice("parameter", name, known)
         wanted = known[name]
         kinds = (int, float) if wanted is float else wanted
         if not isinstance(value, kinds) or isinstance(value, bool) and wanted is not bool:

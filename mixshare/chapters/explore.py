@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
-from itertools import cycle, islice, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,11 @@ class Explorer:
         """Return widgets: the controls, and below them the picture of what is chosen."""
         import ipywidgets
 
-        widgets = {
-            name: _widget(name, options, first)
-            for (name, options), first in zip(self.controls.items(), self.start, strict=True)
-        }
+        slider = partial(ipywidgets.SelectionSlider, continuous_update=False)
+        widgets, style = {}, {"description_width": "initial"}
+        for (name, options), first in zip(self.controls.items(), self.start, strict=True):
+            kind = slider if isinstance(options, range) else ipywidgets.Dropdown
+            widgets[name] = kind(options=options, value=first, description=name, style=style)
         row = ipywidgets.Box([*widgets.values()], layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, ipywidgets.interactive_output(self._display, widgets)])
 
@@ -75,16 +76,6 @@ class Explorer:
 
 def _base64(picture: bytes) -> str:
     return base64.b64encode(picture).decode()
-
-
-def _widget(name: str, options: Sequence[Any], first: Any) -> Any:
-    import ipywidgets
-
-    common = {"value": first, "description": name, "style": {"description_width": "initial"}}
-    if isinstance(options, range):
-        ends = {"min": options[0], "max": options[-1], "step": options.step}
-        return ipywidgets.IntSlider(**ends, continuous_update=False, **common)
-    return ipywidgets.Dropdown(options=options, **common)
 
 
 # Chapter 01: test images, mixed by hand
@@ -110,9 +101,8 @@ def mixed(run: runs.Run, data: Data) -> Explorer:
     boxes = [*BOX_CENTRES] if cutmix else []
     if not cutmix or run.config.mix_probability < 1:
         boxes.append(NO_BOX)
-    labels = data.test_labels
-    first_of_class = (int((labels == label).nonzero()[0]) for label in labels.unique())
-    rows = list(islice(cycle(first_of_class), run.config.members))
+    _, first_of_class = np.unique(data.test_labels, return_index=True)
+    rows = np.resize(first_of_class, run.config.members).tolist()  # over again if classes are few
     controls = {"share of input 1, %": range(10, 100, 20), "its box": boxes}
     return Explorer(partial(_draw_mixed, run, data, rows), controls, (50, boxes[0]))
 
@@ -154,30 +144,23 @@ def _draw_mixed(
     encoding = mixing.mix(model.encode(Normalise(data).inputs(images)[:, None]), masks)
     core = model.core(encoding)
     logits = model.classify(core, masks if config.unmix else None)  # (M, 1, classes)
-    answers = [_answer(data, probabilities) for probabilities in logits[:, 0].softmax(dim=1)]
+    sureness, answers = logits[:, 0].softmax(dim=1).max(dim=1)
     kept = mean = core.mean(dim=1)
     if config.unmix:
         kept = mean * mixing.resize_masks(masks, core.shape[-2:], config.unmix_resize)[:, :, 0]
     pictures = images.permute(0, 3, 1, 2)[:, None] / 255
     kept = kept.expand(config.members, *mean.shape)
     figure = figures.mixing(pictures, masks, encoding.mean(dim=1), mean, kept)
-    names = [_class_name(data, label) for label in data.test_labels[rows]]
     notes, sentences = {}, [f"Asked for: {percent} % for input 1."]
-    members = zip(names, mixing.mask_ratios(masks)[:, 0].tolist(), answers, strict=True)
-    for m, (name, ratio, answer) in enumerate(members, start=1):
+    ratios = mixing.mask_ratios(masks)[:, 0]
+    members = zip(data.test_labels[rows], ratios, answers, sureness, strict=True)
+    for m, (label, ratio, answer, sure) in enumerate(members, start=1):
+        name, said = data.class_names[label], f"{data.class_names[answer]} ({sure:.2f})"
         notes |= {f"input {m}": name, f"mask {m}": f"{ratio:.2f}"}
-        notes[f"kept for\nclassifier {m}"] = answer
+        notes[f"kept for\nclassifier {m}"] = said
         sentences.append(
             f"Input {m} (class {name}) has {ratio:.2f} of the picture; classifier {m} answers "
-            f"{answer}."
+            f"{said}."
         )
     figures.note(figure, notes)
     return figure, " ".join(sentences)
-
-
-def _class_name(data: Data, label: Tensor) -> str:
-    return data.class_names[int(label)]
-
-
-def _answer(data: Data, probabilities: Tensor) -> str:
-    return f"{_class_name(data, probabilities.argmax())} ({probabilities.max():.2f})"

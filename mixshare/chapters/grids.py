@@ -16,23 +16,20 @@ from mixshare.files import display_path, first_line, project_root
 
 # The fields whose values are numbers, without those that only say how a run is executed.
 NUMERIC = {
-    name
-    for name, kind in FIELDS.items()
-    if (kind is int or get_origin(kind) is Annotated) and name not in EXECUTION
-}
+    name for name, kind in FIELDS.items() if kind is int or get_origin(kind) is Annotated
+} - {*EXECUTION}
 MOST_RUNS = 100_000
 EXAMPLE = "workflow/grids/width.yml shows the form"
-# What a grid's file may contain, and of which type.
+# What a grid's file may contain, and what counts where it does not.
 KEYS = {
-    "profile": str,
-    "methods": list,
-    "seeds": list,
-    "vary": dict,
-    "overrides": list,
-    "baseline": str,
-    "question": str,
+    "profile": "",
+    "methods": [],
+    "seeds": [],
+    "vary": {},
+    "overrides": [{}],
+    "baseline": "",
+    "question": "",
 }
-REQUIRED = ("profile", "methods", "seeds")
 # Runs besides the methods': a single network on as many rows as the multi-input ones. Batch
 # repetition 2 halves its learning rate (appendix A), unless the profile has a rate of its own.
 CONTROLS = ({"method": "single", "batch_repetition": 2},)
@@ -44,21 +41,19 @@ class Grid:
     """Every method with every seed and every combination of overrides, on one profile."""
 
     profile: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    methods: Sequence[str]
+    seeds: Sequence[int]
     baseline: str  # the method that every other is compared with, at equal overrides
-    overrides: tuple[dict[str, Any], ...] = ({},)
+    overrides: Sequence[dict[str, Any]] = ({},)
     question: str = ""  # that its chapter asks
     name: str = ""  # of its executed chapter, tables and figures; the default batch has none
-    controls: tuple[RunConfig, ...] = ()  # runs besides
+    controls: Sequence[RunConfig] = ()  # runs besides
 
     @property
     def configs(self) -> list[RunConfig]:
         """The runs, seed by seed; raises ValueError or TypeError for what can't be trained."""
-        return [
-            *every_run(self.profile, self.methods, self.seeds, self.overrides),
-            *self.controls,
-        ]
+        runs = every_run(self.profile, self.methods, self.seeds, self.overrides)
+        return [*runs, *self.controls]
 
     @property
     def varied(self) -> list[str]:
@@ -82,13 +77,8 @@ def select(
     """
     if file:
         return read(file)
-    return Grid(
-        profile=profile,
-        methods=tuple(methods),
-        seeds=tuple(seeds),
-        baseline=baseline,
-        controls=tuple(control_runs(profile, methods, seeds, controls)),
-    )
+    besides = control_runs(profile, methods, seeds, controls)
+    return Grid(profile=profile, methods=methods, seeds=seeds, baseline=baseline, controls=besides)
 
 
 def every_run(
@@ -132,8 +122,7 @@ def control_runs(
     """
     for control in controls:
         if not isinstance(control, dict):
-            given = reprlib.repr(control)
-            raise InvalidType(f"a control is {given}; possible are fields, such as {CONTROLS[0]}")
+            raise InvalidType(f"a control is {control!r}; possible are fields like {CONTROLS[0]}")
         check_choice("method of a control", control.get("method"), METHODS)
     fields = [dict(control) for control in controls if control["method"] in methods]
     named = [(each.pop("method"), each) for each in fields]
@@ -157,8 +146,8 @@ def read(file: str | Path) -> Grid:
     try:
         check_name("a grid's name", path.stem)
         study = _parse(content, path.stem)
-        check_choice("baseline", study.baseline, study.methods)
         _ = study.configs  # what can't be trained is refused now
+        check_choice("baseline", study.baseline, study.methods)
     except (InvalidType, InvalidValue) as error:
         raise type(error)(f"{display_path(path)}: {error}") from error
     return study
@@ -167,12 +156,9 @@ def read(file: str | Path) -> Grid:
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileProblem(f"can't read the grid {display_path(path)}: it is no text") from error
     except OSError as error:
-        raise FileProblem(
-            f"can't read the grid {display_path(path)}: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise FileProblem(f"can't read the grid {display_path(path)}: {reason}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         mark = getattr(error, "problem_mark", None)
         line = f", see line {mark.line + 1}" if mark else ""
@@ -181,39 +167,31 @@ def _read_yaml(path: Path) -> Any:
 
 def _parse(content: Any, name: str) -> Grid:
     """Return the grid that a file's content declares; raises TypeError or ValueError."""
-    _check_keys(content)
-    vary, overrides = content.get("vary", {}), content.get("overrides", [{}])
-    _check_fields(vary, overrides)
-    methods, seeds = content["methods"], content["seeds"]
-    count = math.prod(map(len, (methods, seeds, overrides, *vary.values())))
+    _check(content)
+    fields = KEYS | content
+    vary, overrides, methods = fields.pop("vary"), fields["overrides"], fields["methods"]
+    count = math.prod(map(len, (methods, fields["seeds"], overrides, *vary.values())))
     if count > MOST_RUNS:
         raise InvalidValue(f"{count:,} runs; possible are {MOST_RUNS:,} in one grid")
     combinations = [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]
-    return Grid(
-        profile=content["profile"],
-        methods=tuple(methods),
-        seeds=tuple(seeds),
-        overrides=tuple(varied | others for varied, others in product(combinations, overrides)),
-        baseline=content.get("baseline", methods[-1] if methods else ""),
-        question=content.get("question", ""),
-        name=name,
-    )
+    fields["overrides"] = [varied | others for varied, others in product(combinations, overrides)]
+    if methods and not fields["baseline"]:
+        fields["baseline"] = methods[-1]
+    return Grid(**fields, name=name)
 
 
-def _check_keys(content: Any) -> None:
+def _check(content: Any) -> None:
+    """Raise ValueError or TypeError unless a file's content has KEYS, each of its type."""
     if not isinstance(content, dict):
         raise InvalidType(f"a grid has the keys {', '.join(KEYS)}; {EXAMPLE}")
-    for key in (*content, *REQUIRED):
+    for key, value in content.items():
         check_choice("key", key, KEYS)
-        value = content.get(key)
-        if not isinstance(value, KEYS[key]):
-            kind, given = _KINDS[KEYS[key]], type(value).__name__
-            raise InvalidType(f"{key} must be {kind}, not of type {given}; {EXAMPLE}")
-
-
-def _check_fields(vary: dict[Any, Any], overrides: list[Any]) -> None:
-    lists = all(isinstance(values, list) for values in vary.values())
-    dicts = all(isinstance(override, dict) for override in overrides)
+        wanted = type(KEYS[key])
+        if not isinstance(value, wanted):
+            given = type(value).__name__
+            raise InvalidType(f"{key} must be {_KINDS[wanted]}, not of type {given}; {EXAMPLE}")
+    lists = all(isinstance(values, list) for values in content.get("vary", {}).values())
+    dicts = all(isinstance(override, dict) for override in content.get("overrides", []))
     if not (lists and dicts):
         raise InvalidType(
             "vary has a list of values for each field, overrides is a list of fields with their "

@@ -60,14 +60,11 @@ def cka(model: MultiInput, images: Tensor, fixed: Tensor, batch: int = 50) -> Te
     Raises:
         ValueError: There are fewer images than a batch, or fewer than two members.
     """
-    members = model.members
-    if batch < 4 or members < 2:
+    if model.members < 2 or not 4 <= batch <= len(images):
         raise InvalidValue(
             "CKA compares two members over batches of four images or more, "
-            f"not {members} over {batch}"
+            f"not {model.members} over {len(images)} images in batches of {batch}"
         )
-    if len(images) < batch:
-        raise InvalidValue(f"CKA wants at least one batch of {batch} images, not {len(images)}")
     batches = images[: len(images) // batch * batch].split(batch)
     terms = torch.stack([_cka_terms(model, each, fixed) for each in batches])
     cross, left, right = terms.mean(dim=(0, 2)).T
@@ -78,23 +75,20 @@ def cka(model: MultiInput, images: Tensor, fixed: Tensor, batch: int = 50) -> Te
 
 def _cka_terms(model: MultiInput, images: Tensor, fixed: Tensor) -> Tensor:
     """Return HSIC between members, and of each with itself: (blocks, F, 3)."""
-    terms = []
-    sides = (_feature_vectors(model, images, fixed, member) for member in (0, 1))
-    for features in zip(*sides, strict=True):
-        a, b = (_gram(side) for side in features)
-        terms.append(torch.stack([_hsic(a, b), _hsic(a, a), _hsic(b, b)], dim=1))
+    first, second = (_grams(model, images, fixed, member) for member in (0, 1))
+    terms = [
+        torch.stack([_hsic(a, b), _hsic(a, a), _hsic(b, b)], dim=1)
+        for a, b in zip(first, second, strict=True)
+    ]
     return torch.stack(terms)
 
 
-def _feature_vectors(model: MultiInput, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
-    """Return each block's feature maps as vectors: (F, N, C_k * H_k * W_k) float64."""
-    blocks = zip(*feature_maps(model, images, fixed, member), strict=True)
-    return [torch.cat(block, dim=1).double().flatten(2) for block in blocks]
-
-
-def _gram(x: Tensor) -> Tensor:
-    """Return inner products of the rows, zero on the diagonal: (F, N, D) to (F, N, N)."""
-    return x @ x.mT * (1 - torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
+def _grams(model: MultiInput, images: Tensor, fixed: Tensor, member: int) -> list[Tensor]:
+    """Return each block's inner products of two images' features, 0 on the diagonal: (F, N, N)."""
+    pieces = zip(*feature_maps(model, images, fixed, member), strict=True)
+    vectors = [torch.cat(block, dim=1).double().flatten(2) for block in pieces]
+    others = 1 - torch.eye(len(images), dtype=torch.float64, device=images.device)
+    return [each @ each.mT * others for each in vectors]
 
 
 def _hsic(k: Tensor, m: Tensor) -> Tensor:
@@ -123,11 +117,10 @@ def cross_talk(
         input; `swapped`, that of the next member's classifier on the same input; `moved`, the share
         of the variance of its logits that comes with the other inputs, in [0, 1].
     """
-    members = model.members
     scores = []
-    for member in range(members):
+    for member in range(model.members):
         logits = _logits(model, images, others, member)
-        own, swapped = logits[member], logits[(member + 1) % members]  # (F, N, K)
+        own, swapped = logits[member], logits[(member + 1) % model.members]  # (F, N, K)
         hits = [(answers.argmax(dim=2) == labels).double().mean() for answers in (own, swapped)]
         scores.append(torch.stack([*hits, share_from_others(own)]))
     means = torch.stack(scores).mean(dim=0)

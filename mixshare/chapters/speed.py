@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixshare.config import RunConfig
@@ -92,11 +92,10 @@ def in_turn(steppers: Mapping[str, Stepper], rounds: int, steps: int) -> pd.Data
     """
     for step in steppers.values():
         _seconds(step, WARM_UP)
-    table = pd.DataFrame(index=range(rounds), columns=list(steppers), dtype=float)
-    for number in range(rounds):
-        for name, step in steppers.items():
-            table.loc[number, name] = _seconds(step, steps)
-    return table
+    rows = []
+    for _ in range(rounds):
+        rows.append({name: _seconds(step, steps) for name, step in steppers.items()})
+    return pd.DataFrame(rows)
 
 
 def _seconds(step: Stepper, steps: int) -> float:
@@ -126,9 +125,9 @@ def spread(values: pd.Series) -> dict[str, float]:
 
 
 def flops(step: Stepper) -> int:
-    """Count the floating-point operations of a step's matrix products and convolutions.
+    """Count the floating-point operations of matrix products and convolutions in a step.
 
-    Forward and backward; a multiply-add is two.
+    Of a training step forward and backward; a multiply-add is two.
     """
     with FlopCounterMode(display=False) as counter:
         step()
@@ -140,9 +139,7 @@ def multiply_adds(model: MultiInput, height: int, width: int) -> int:
     """Count the multiply-adds of classifying one image of this size, given to every member."""
     weight = model.encoders[0].weight
     inputs = weight.new_zeros(model.members, 1, weight.shape[1], height, width)
-    with FlopCounterMode(display=False) as counter:
-        model(inputs)
-    return counter.get_total_flops() // 2
+    return flops(lambda: model(inputs)) // 2
 
 
 def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, float]:
@@ -152,16 +149,13 @@ def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, f
         `flops` of a large matrix product, and `bytes` read and written by a large copy.
     """
     size = 8192 if device.type == "cuda" else 2048
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_settings(device=device):  # sets the threads back, too
+        torch.set_num_threads(threads)
         a = torch.randn(size, size, device=device)
         x = torch.zeros(2**26, device=device)
         y = torch.zeros_like(x)
         product = min(_seconds(lambda: torch.mm(a, a), 1) for _ in range(repeats))
         copy = min(_seconds(lambda: y.copy_(x), 1) for _ in range(repeats))
-    finally:
-        torch.set_num_threads(before)
     return {"flops": 2 * size**3 / product, "bytes": 2 * 4 * len(x) / copy}
 
 
@@ -171,31 +165,28 @@ def where_time_goes(step: Stepper, steps: int, device: torch.device) -> pd.Serie
     Returns:
         By KINDS and REST, summing to 1.
     """
-    for _ in range(WARM_UP):
-        step()
-    events = _profile(step, steps, device)
-    names = events["name"].str.lower()
-    kind = pd.Series(REST, index=events.index)
-    for name, pattern in reversed(KINDS.items()):
-        kind[names.str.contains(pattern)] = name
-    shares = events["time"].groupby(kind).sum() / events["time"].sum()
+    _seconds(step, WARM_UP)
+    times = _operators(step, steps, device)
+    shares = times.groupby(_kind).sum() / times.sum()
     return shares.reindex([*KINDS, REST], fill_value=0.0)
 
 
-def _profile(step: Stepper, steps: int, device: torch.device) -> pd.DataFrame:
-    """Return each operator's name and the time in itself, on the device, in microseconds."""
+def _kind(operator: str) -> str:
+    kinds = (kind for kind, names in KINDS.items() if re.search(names, operator.lower()))
+    return next(kinds, REST)
+
+
+def _operators(step: Stepper, steps: int, device: torch.device) -> pd.Series:
+    """Return the time in each operator itself, on the device, in microseconds, by its name."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it calls a missing GPU an error
-    gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities, acc_events=True) as profiler:
-        for _ in range(steps):
-            step()
-        _synchronize()
-    time_of = "self_device_time_total" if gpu else "self_cpu_time_total"
-    rows = [(event.key, float(getattr(event, time_of))) for event in profiler.key_averages()]
-    if gpu:  # a kernel is counted in the operator that launches it
-        rows = [row for row in rows if row[0].startswith("aten::")]
-    return pd.DataFrame(rows, columns=["name", "time"])
+    with profile(acc_events=True) as profiler:
+        _seconds(step, steps)
+    events = profiler.key_averages()
+    names = [event.key for event in events]
+    if device.type == "cpu":
+        return pd.Series([event.self_cpu_time_total for event in events], names)
+    times = pd.Series([event.self_device_time_total for event in events], names)
+    return times.filter(like="aten::")  # a kernel is counted in the operator that launches it
 
 
 def peak_memory(config: RunConfig, steps: int = WARM_UP + 2) -> int:

@@ -18,23 +18,18 @@ DECIMALS = 12  # of a mean: sums in another order are equal
 TOO_FEW = "too few images differ"
 UNDECIDED = "not significant"
 # Of a family's table.
-COLUMNS = (
-    *("difference", "seeds_low", "seeds_high", "images_low", "images_high"),
-    *("p", "seeds", "differing", "holm", "raw", "verdict"),
-)
+MEASURED = ("difference", "seeds_low", "seeds_high", "images_low", "images_high")
+MEASURED += ("p", "seeds", "differing")
+COLUMNS = (*MEASURED, "holm", "raw", "verdict")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean and its 95 % t interval, (mean, low, high); no interval for one value."""
     values = np.asarray(values, float)
     n, mean = len(values), values.mean().round(DECIMALS)
-    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * _deviation(values) / n**0.5 if n > 1 else np.nan
+    deviation = values.std(ddof=1) if np.ptp(values) else 0.0  # of equal values exactly 0
+    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * deviation / n**0.5  # NaN for one value
     return mean, mean - half, mean + half
-
-
-def _deviation(values: np.ndarray) -> float:
-    """Return the standard deviation, of equal values exactly 0."""
-    return values.std(ddof=1) if np.ptp(values) else 0.0
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
@@ -63,27 +58,20 @@ def over_seeds(values: np.ndarray) -> dict[str, Any]:
     """Return what `difference` does of one value a seed, (S,), which no test images are behind."""
     values = np.asarray(values, float).round(DECIMALS)
     mean, low, high = interval(values)
-    return {
+    return dict.fromkeys(MEASURED, np.nan) | {
         "difference": mean,
         "seeds_low": low,
         "seeds_high": high,
-        "images_low": np.nan,
-        "images_high": np.nan,
         "p": _p_seeds(values),
         "seeds": f"{(np.sign(values) == np.sign(mean)).sum()} of {len(values)}",
-        "differing": np.nan,
     }
 
 
 def _p_seeds(values: np.ndarray) -> float:
     """Return the p value of a paired t test; of equal values that are not 0 the least there is."""
-    if len(values) < 2:
-        return np.nan
-    deviation = _deviation(values)
-    if deviation == 0:
-        return 1.0 if values[0] == 0 else 0.0
-    t = values.mean() / (deviation / len(values) ** 0.5)
-    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+    if np.ptp(values):
+        return stats.ttest_1samp(values, 0).pvalue
+    return float(values[0] == 0) if len(values) > 1 else np.nan
 
 
 def over_images(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -99,12 +87,10 @@ def over_images(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Adjust the p values of a family of comparisons (Holm 1979); NaN stays, and does not count."""
-    p = np.asarray(p, float)
-    adjusted, order = np.full(len(p), np.nan), np.argsort(p)
-    order = order[~np.isnan(p[order])]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
-    return adjusted
+    p = pd.Series(np.asarray(p, float))
+    known = p.dropna().sort_values()
+    adjusted = known * np.arange(len(known), 0, -1)
+    return adjusted.cummax().clip(upper=1).reindex(p.index).to_numpy()
 
 
 def family(comparisons: Sequence[dict[str, Any]], expected: Sequence[int] = ()) -> pd.DataFrame:
@@ -121,12 +107,11 @@ def family(comparisons: Sequence[dict[str, Any]], expected: Sequence[int] = ()) 
     if table.empty:
         return table
     expected = list(expected) or [0] * len(table)
-    adjusted = holm(table["p"])
-    columns = {"holm": adjusted}
-    for name, p in (("raw", table["p"]), ("verdict", adjusted)):
-        rows = zip(comparisons, p, expected, strict=True)
-        columns[name] = [verdict(*row) for row in rows]
-    return table.assign(**columns)
+    table["holm"] = holm(table["p"])
+    for name, p in (("raw", "p"), ("verdict", "holm")):
+        rows = zip(comparisons, table[p], expected, strict=True)
+        table[name] = [verdict(*row) for row in rows]
+    return table
 
 
 def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
@@ -143,15 +128,13 @@ def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
     """
     if comparison["differing"] < LEAST_DIFFERING:
         return TOO_FEW
-    intervals = [
-        [comparison[f"{kind}_{end}"] for end in ("low", "high")]
-        for kind in ("seeds", "images")
-        if kind == "seeds" or not np.isnan(comparison["differing"])
-    ]
-    ends, equal = sum(intervals, []), any(low == high for low, high in intervals)
-    if not p < LEVEL or equal or not (min(ends) > 0 or max(ends) < 0):
+    lows = np.array([comparison["seeds_low"], comparison["images_low"]])
+    highs = np.array([comparison["seeds_high"], comparison["images_high"]])
+    if not p < LEVEL or (lows == highs).any():
         return UNDECIDED
-    sign = 1 if min(ends) > 0 else -1
+    sign = int(np.nanmin(lows) > 0) - int(np.nanmax(highs) < 0)  # NaN: no interval over images
+    if not sign:
+        return UNDECIDED
     if not expected:
         return "higher" if sign > 0 else "lower"
     return "supports" if sign == expected else "contradicts"

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import optimize, special, stats
+from scipy import optimize, special
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from mixshare import metrics, runs
 from mixshare.chapters import statistics
-from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import torch_settings
-from mixshare.files import display_path, sha256
+from mixshare.files import sha256
 from mixshare.training import predict
 
 REPLICATES = 1000  # of a bootstrap, and of a calibrated network
@@ -54,7 +54,7 @@ class Answers:
     config: RunConfig
     logits: Tensor  # (M, N, K) float64
     labels: Tensor  # (N,) int64
-    has_scores = has_logits = True
+    has_scores = True
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -71,11 +71,6 @@ class Answers:
     def names(self) -> dict[str, Any]:
         """What a table's row is about: `method` and `seed`."""
         return {"method": self.config.name, "seed": self.config.seed}
-
-    @property
-    def wrong(self) -> np.ndarray:
-        """Where the ensemble, the mean of logits, is wrong: (N,) bool."""
-        return (self.logits.mean(dim=0).argmax(dim=1) != self.labels).numpy()
 
     @property
     def pooled(self) -> dict[str, Tensor]:
@@ -100,11 +95,6 @@ def answers(run: runs.Run, data: Data, images: Tensor | None = None) -> Answers:
     """
     if images is None and run.has_logits:
         return Answers(run.config, run.logits.double(), run.labels)
-    if not (run.folder / "weights.safetensors").is_file():
-        raise FileProblem(
-            f"{run.config.name}, seed {run.config.seed}, has no weights in "
-            f"{display_path(run.folder)}: they are not published; mixshare.train makes them"
-        )
     images = data.test_images if images is None else images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_settings(run.config, device):
@@ -116,17 +106,17 @@ def answers(run: runs.Run, data: Data, images: Tensor | None = None) -> Answers:
 # Calibration
 
 
-def _confidence(log_probabilities: Tensor, labels: Tensor) -> tuple[np.ndarray, ...]:
-    """Return confidence, right answers as 0 and 1, and the bin, image by image: (N,) each."""
+def _by_image(log_probabilities: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Return a row an image: `confidence`, `accuracy` (0 or 1), and the `bin` of the confidence."""
     confidence, answer = log_probabilities.exp().max(dim=1)
     bins = (confidence * metrics.BINS).ceil().long().clamp(1, metrics.BINS) - 1
-    return confidence.numpy(), (answer == labels).double().numpy(), bins.numpy()
+    right = (answer == labels).double()
+    return pd.DataFrame({"confidence": confidence, "accuracy": right, "bin": bins})
 
 
 def reliability(log_probabilities: Tensor, labels: Tensor) -> pd.DataFrame:
     """Return a row for each of the 15 bins that has images: mean confidence, accuracy, images."""
-    columns = ("confidence", "accuracy", "bin")
-    table = pd.DataFrame(dict(zip(columns, _confidence(log_probabilities, labels), strict=True)))
+    table = _by_image(log_probabilities, labels)
     return table.groupby("bin").mean().assign(images=table["bin"].value_counts()).reset_index()
 
 
@@ -143,27 +133,24 @@ def calibration(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         log_probabilities: (N, K).
         labels: (N,).
     """
-    confidence, right, bins = _confidence(log_probabilities, labels)
-    order = np.argsort(confidence, kind="stable")
-    confidence, right, bins = confidence[order], right[order], bins[order]
+    table = _by_image(log_probabilities, labels).sort_values("confidence", kind="stable")
+    confidence, right, bins = (table[name].to_numpy() for name in table)
+    count = len(table)
     errors = partial(_errors, bins, np.append(np.diff(confidence) > 0, True))
     value, random = errors(confidence - right), np.random.Generator(np.random.Philox(0))
     drawn, calibrated = [], []
     for _ in range(REPLICATES):
-        times = np.bincount(random.integers(len(order), size=len(order)), minlength=len(order))
+        times = np.bincount(random.integers(count, size=count), minlength=count)
         drawn.append(errors(times * (confidence - right)))
-        calibrated.append(errors(confidence - (random.random(len(order)) < confidence)))
+        calibrated.append(errors(confidence - (random.random(count) < confidence)))
     tail = statistics.LEVEL / 2
     low, high = (2 * value - np.quantile(drawn, q, axis=0) for q in (1 - tail, tail))
     chance = np.quantile(calibrated, 1 - statistics.LEVEL, axis=0)
     gap = (confidence - right).mean()
     verdict = CALIBRATED if value[1] <= chance[1] else OVER if gap > 0 else UNDER
-    columns = {"": value, "_low": low.clip(0), "_high": high.clip(0), "_chance": chance}
-    return {"verdict": verdict} | {
-        f"{n}{end}": column[k]
-        for k, n in enumerate(("ece", "ks"))
-        for end, column in columns.items()
-    }
+    names = [f"{error}{end}" for error in ("ece", "ks") for end in ("", "_low", "_high", "_chance")]
+    numbers = np.stack([value, low.clip(0), high.clip(0), chance], axis=1).ravel()
+    return {"verdict": verdict} | dict(zip(names, numbers, strict=True))
 
 
 def _errors(bins: np.ndarray, last: np.ndarray, gaps: np.ndarray) -> np.ndarray:
@@ -183,12 +170,9 @@ def compared(rows: pd.DataFrame, figure: str, method: str) -> pd.DataFrame:
     by_seed = rows.pivot(index="seed", columns="method", values=figure)
     others = [name for name in rows["method"].unique() if name != method]
     differences = [(by_seed[method] - by_seed[other]).dropna() for other in others]
-    return statistics.family(
-        [
-            {"method": method, "other": other, "figure": figure} | statistics.over_seeds(each)
-            for other, each in zip(others, differences, strict=True)
-        ]
-    ).reindex(columns=["method", "other", "figure", *statistics.COLUMNS])
+    table = statistics.family([statistics.over_seeds(each) for each in differences])
+    table = table.assign(method=method, other=others, figure=figure)
+    return table.reindex(columns=["method", "other", "figure", *statistics.COLUMNS])
 
 
 # Temperature
@@ -208,10 +192,12 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         expected = ((logits * math.exp(log_inverse)).softmax(dim=1) * logits).sum(dim=1)
         return float(expected.mean() - wanted)
 
-    ends = -math.log(WIDEST), math.log(WIDEST)
-    if slope(ends[0]) >= 0 or slope(ends[1]) <= 0:  # no answer is better than chance, or all right
-        return WIDEST if slope(ends[0]) >= 0 else 1 / WIDEST
-    return math.exp(-optimize.brentq(slope, *ends, xtol=1e-10))
+    end = math.log(WIDEST)
+    if slope(-end) >= 0:  # no answer is better than chance
+        return WIDEST
+    if slope(end) <= 0:  # all are right
+        return 1 / WIDEST
+    return math.exp(-optimize.brentq(slope, -end, end, xtol=1e-10))
 
 
 def scaled(given: Answers) -> tuple[Answers, list[float]]:
@@ -274,8 +260,8 @@ def _shift(pictures: Tensor, pixels: int) -> Tensor:
     side = torch.tensor([int(_words(picture)[0] >> np.uint64(62)) for picture in pictures])
     moved = torch.empty_like(pictures)
     for k, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
-        options = {"angle": 0, "translate": [x * pixels, y * pixels], "scale": 1, "shear": [0, 0]}
-        moved[side == k] = transforms.affine(pictures[side == k], **options)
+        edges = [x * pixels, y * pixels, -x * pixels, -y * pixels]  # black comes in, or is cut off
+        moved[side == k] = transforms.pad(pictures[side == k], edges)
     return moved
 
 
@@ -310,9 +296,8 @@ def robustness(finished: Sequence[runs.Run], data: Data) -> tuple[pd.DataFrame, 
 
 def _quality(run: runs.Run, data: Data, images: Tensor) -> dict[str, Any]:
     given = answers(run, data, images)
-    mean = given.logits.mean(dim=0).log_softmax(dim=1)
-    accuracy = metrics.accuracy(mean, given.labels)
-    return given.names | {"accuracy": accuracy, "nll": metrics.nll(mean, given.labels)}
+    found = given.metrics
+    return given.names | {"accuracy": found["accuracy_ensemble"], "nll": found["nll"]}
 
 
 def corruption_errors(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -344,9 +329,9 @@ def uncertainties(logits: Tensor) -> dict[str, np.ndarray]:
     Args:
         logits: (M, N, K) float64.
     """
-    members = logits.log_softmax(dim=2)
-    both = _entropy(members.logsumexp(dim=0) - math.log(len(members)))
-    alone = _entropy(members).mean(dim=0)
+    members = logits.softmax(dim=2)
+    both = torch.special.entr(members.mean(dim=0)).sum(dim=1)
+    alone = torch.special.entr(members).sum(dim=2).mean(dim=0)
     confidence = logits.mean(dim=0).softmax(dim=1).amax(dim=1)
     # Rounded, or of members that agree fully the last bits would be ranked.
     disagreement = (both - alone).clamp_min(0).round(decimals=statistics.DECIMALS)
@@ -354,17 +339,9 @@ def uncertainties(logits: Tensor) -> dict[str, np.ndarray]:
     return {name: score.numpy() for name, score in scores.items()}
 
 
-def _entropy(log_probabilities: Tensor) -> Tensor:
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-
-
 def auroc(scores: np.ndarray, wrong: np.ndarray) -> float:
     """Return how often a wrong answer's score is above a right one's, ties by half; else NaN."""
-    count = int(wrong.sum())
-    if count in (0, len(wrong)):
-        return math.nan
-    above = stats.rankdata(scores)[wrong].sum() - count * (count + 1) / 2
-    return above / (count * (len(wrong) - count))
+    return roc_auc_score(wrong, scores) if 0 < wrong.sum() < len(wrong) else math.nan
 
 
 def risks(scores: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -372,9 +349,8 @@ def risks(scores: np.ndarray, wrong: np.ndarray) -> np.ndarray:
 
     Equal scores are taken in random order, on average.
     """
-    _, place = np.unique(scores, return_inverse=True)
-    expected = (np.bincount(place, wrong) / np.bincount(place))[np.sort(place)]
-    return expected.cumsum() / np.arange(1, len(wrong) + 1)
+    surest_first = pd.Series(wrong, scores, dtype=float).sort_index()
+    return surest_first.groupby(level=0).transform("mean").expanding().mean().to_numpy()
 
 
 def detection(each: Sequence[Answers]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -386,7 +362,7 @@ def detection(each: Sequence[Answers]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     found, curves = [], []
     for given in each:
-        wrong = given.wrong
+        wrong = ~given.scores["right"][0]
         for name, scores in uncertainties(given.logits).items():
             risk, kind = risks(scores, wrong), given.names | {"score": name}
             figures = {"auroc": auroc(scores, wrong), "aurc": risk.mean(), "errors": wrong.sum()}
@@ -400,7 +376,7 @@ def agreements(each: Sequence[Answers]) -> pd.DataFrame:
     """Return how often the members give one label: to all images, and to those answered wrong."""
     rows = []
     for given in (given for given in each if given.config.members > 1):
-        labels, wrong = given.logits.argmax(dim=2), torch.from_numpy(given.wrong)
+        labels, wrong = given.logits.argmax(dim=2), ~torch.from_numpy(given.scores["right"][0])
         shares = map(metrics.agreement, (labels, labels[:, wrong]))  # NaN of no errors
         rows.append([*given.names.values(), int(wrong.sum()), *shares])
     columns = ("method", "seed", "errors", "agreement", "agreement_wrong")

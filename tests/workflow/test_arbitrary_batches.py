@@ -80,7 +80,7 @@ def test_parameters_of_a_chapter_are_refused_in_a_line_or_injected_as_literals(c
 def test_parameters_that_a_chapter_does_not_have_are_refused_in_a_line(parameters):
     if not set(parameters) & {"profile", "method", "seed", "overrides"}:
         message = refusal(execute.check_against, chapter_path("01_training"), parameters)
-        assert "no parameter" in message
+        assert "unknown parameter" in message
 
 
 @examples

@@ -137,7 +137,7 @@ class TestInsideAChapter:
 
     def test_what_papermill_injected_is_checked(self):
         names = {"seed": 1, "method": "mimo", "sed": 2}
-        with pytest.raises(ValueError, match="no parameter 'sed'"):
+        with pytest.raises(ValueError, match="unknown parameter 'sed'"):
             chapters.check_parameters([*self.cells, "# Parameters\nsed = 2\n"], names)
 
     def test_what_a_reader_typed_into_the_parameters_cell_is_checked(self):

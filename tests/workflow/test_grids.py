@@ -19,8 +19,8 @@ HEAD = "profile: smoke\nmethods: [single, mixshare]\nseeds: [1, 2]\n"
 def declared(tmp_path):
     """`declared(text)`: the grid in a file of that text."""
 
-    def read(text: str) -> grids.Grid:
-        (tmp_path / "mine.yml").write_text(text)
+    def read(text: str | bytes) -> grids.Grid:
+        (tmp_path / "mine.yml").write_bytes(text.encode() if isinstance(text, str) else text)
         return grids.read(tmp_path / "mine.yml")
 
     return read
@@ -66,7 +66,12 @@ class TestReading:
         for text, message in (
             ("", "a grid has the keys profile, methods, seeds"),
             ("[1, 2]", "a grid has the keys"),
-            ("profile: smoke\nmethods: [mimo]\n", "seeds must be a list, not of type NoneType"),
+            ("profile: smoke\nmethods: [mimo]\n", "seeds are []; possible is at least one"),
+            (HEAD.replace("[1, 2]", ""), "seeds must be a list, not of type NoneType"),
+            (
+                "profile: smoke\nmethods: []\nseeds: [1]\n",
+                "methods are []; possible is at least one",
+            ),
             (HEAD + "widths: [1, 2]\n", "unknown key 'widths'; possible are profile"),
             (HEAD.replace("smoke", "smkoe"), "did you mean smoke"),
             (HEAD.replace("[1, 2]", "1"), "seeds must be a list"),
@@ -83,18 +88,17 @@ class TestReading:
             ("profile: smoke: no\n", "is no YAML, see line 1"),
             ("a: !!python/object/apply:os.mkdir [nowhere]\n", "is no YAML, see line 1"),
             ("a: 2026-02-31", "is no YAML"),
+            (b"\xff\xfe", "is no YAML"),
         ):
             with pytest.raises((ValueError, TypeError)) as caught:
                 declared(text)
             line = in_a_line(caught.value)
             assert message in line and line.count("mine.yml") == 1
 
-    @pytest.mark.parametrize("kind", ["missing", "no text", "a folder"])
+    @pytest.mark.parametrize("kind", ["missing", "a folder"])
     def test_a_file_that_cannot_be_read_is_a_line(self, kind, tmp_path, in_a_line):
         path = tmp_path / "mine.yml"
-        if kind == "no text":
-            path.write_bytes(b"\xff\xfe")
-        elif kind == "a folder":
+        if kind == "a folder":
             path.mkdir()
         with pytest.raises(OSError, match="can't read the grid .*mine.yml") as caught:
             grids.read(path)

@@ -146,7 +146,7 @@ def test_a_chapter_named_with_its_parameters_is_the_batchs_own(outputs):
 
 
 def test_a_chapter_with_a_parameter_that_it_does_not_have_is_refused(outputs):
-    with pytest.raises(ValueError, match="no parameter 'sed'"):
+    with pytest.raises(ValueError, match="unknown parameter 'sed'"):
         targets.chapter("05_results", {"profile": "smoke", "sed": 1})
     with pytest.raises(ValueError, match="unknown chapter '07_end'"):
         targets.chapter("07_end", {})
