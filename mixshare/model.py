@@ -184,11 +184,11 @@ class MultiInput(nn.Module):
             return torch.stack([d(x) for d, x in pairs])
 
     def _check(self, inputs: Tensor, masks: Tensor | None, unmix: bool) -> None:
-        wanted = (self.members, self.encoders[0].in_channels)
         shape = tuple(inputs.shape)
-        if len(shape) != 5 or (shape[0], shape[2]) != wanted:
+        channels = getattr(self.encoders[0], "in_channels", "channels")  # a Sequential has none
+        if len(shape) != 5 or shape[0] != self.members or channels not in (shape[2], "channels"):
             raise InvalidValue(
-                f"inputs have shape {shape}; wanted is ({wanted[0]}, batch, {wanted[1]}, height, "
+                f"inputs have shape {shape}; wanted is ({self.members}, batch, {channels}, height, "
                 "width)"
             )
         self.check_size(*shape[3:])

@@ -17,7 +17,7 @@ from mixshare.chapters import speed, statistics
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.figures.names import title
-from mixshare.files import write_text
+from mixshare.files import outputs_folder, published_folder, write_text
 from mixshare.metrics import evaluate
 from mixshare.model import MultiInput, fold
 from mixshare.plan import steps_per_epoch
@@ -73,6 +73,13 @@ def collect(configs: Sequence[RunConfig], base: Path) -> Collection:
             reason = reason if folder.exists() else "not trained"
             collection.missing.append(f"{config.name} seed {config.seed}: {reason}")
     return collection
+
+
+def available(configs: Sequence[RunConfig]) -> list[runs.Run]:
+    """Return the runs that are finished: the reader's own, else the published ones."""
+    bases = published_folder(), outputs_folder()  # of a run in both the last one counts
+    found = {run.config: run for base in bases for run in collect(configs, base).runs}
+    return [found[config] for config in configs if config in found]
 
 
 def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:

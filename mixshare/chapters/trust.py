@@ -373,9 +373,13 @@ def detection(each: Sequence[Answers]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def agreements(each: Sequence[Answers]) -> pd.DataFrame:
-    """Return how often the members give one label: to all images, and to those answered wrong."""
+    """Return how often members give one label: to all images, and to those answered wrong.
+
+    Networks of one member, or of members that are tied and so always agree, have no row.
+    """
     rows = []
-    for given in (given for given in each if given.config.members > 1):
+    several = [given for given in each if given.config.members > 1 and not given.config.tied]
+    for given in several:
         labels, wrong = given.logits.argmax(dim=2), ~torch.from_numpy(given.scores["right"][0])
         shares = map(metrics.agreement, (labels, labels[:, wrong]))  # NaN of no errors
         rows.append([*given.names.values(), int(wrong.sum()), *shares])
@@ -384,9 +388,11 @@ def agreements(each: Sequence[Answers]) -> pd.DataFrame:
 
 
 def meaning(of_wrong: float) -> str:
-    """Say what it means that the members make this share of the errors together."""
+    """Say what it means that members give one label to this share of the ensemble's errors."""
     if math.isnan(of_wrong):
         return "There is no error."
-    together = f"They make {100 * of_wrong:.1f} % of the errors together."
+    together = (
+        f"On {100 * of_wrong:.1f} % of the images that the ensemble gets wrong they agree too."
+    )
     hardly = "An ensemble that errs as one is hardly an ensemble: a second member corrects little."
     return f"{together} {hardly}" if of_wrong > NEARLY else together

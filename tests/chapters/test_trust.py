@@ -383,6 +383,9 @@ class TestErrorsFound:
 
     def test_what_it_means_is_said_of_any_share(self):
         assert trust.meaning(math.nan) == "There is no error."
-        assert trust.meaning(0.5) == "They make 50.0 % of the errors together."
+        assert (
+            trust.meaning(0.5)
+            == "On 50.0 % of the images that the ensemble gets wrong they agree too."
+        )
         assert "hardly an ensemble" in trust.meaning(0.95) and "95.0 %" in trust.meaning(0.95)
         assert "hardly" not in trust.meaning(trust.NEARLY)

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 
+import pytest
 import torch
 
 import mixshare
@@ -54,16 +55,22 @@ def test_its_command_with_a_network_of_timm_ends_with_a_network_that_exports(
 
 def test_its_lines_of_python_make_networks_of_several_inputs():
     page = (project_root() / "docs" / "own-data.md").read_text()
-    (snippet,) = re.findall(r"```python\n(model = mixshare.*?)```", page, re.S)
-    masks = torch.zeros(2, 4, 1, 64, 64)
-    masks[0, ..., :20], masks[1, ..., 20:] = 1, 1
-    names = {
-        "mixshare": mixshare,
-        "encoders": [torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)],
-        "core": torch.nn.Conv2d(8, 16, 3),
-        "classifiers": [torch.nn.Linear(16, 7) for _ in range(2)],
-        "inputs": torch.randn(2, 4, 3, 64, 64),
-        "masks": masks,
-    }
+    (snippet,) = re.findall(r"```python\n(import mixshare\nimport torch.*?)```", page, re.S)
+    names = {}
     exec(compile(snippet, "own-data.md", "exec"), names)
-    assert names["logits"].shape == (2, 4, 7) and names["plain"].members == 1
+    assert names["logits"].shape == (2, 8, 7) and names["plain"].members == 1
+    assert torch.equal(names["masks"][1, 0, 0, 0], torch.arange(64) < 32)
+
+
+def test_any_three_parts_make_a_network_of_several_inputs():
+    def encoder():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+
+    classifiers = [torch.nn.Linear(16, 7) for _ in range(2)]
+    parts = [encoder(), encoder()], torch.nn.Conv2d(8, 16, 3), classifiers
+    model = mixshare.MultiInput(*parts)
+    assert model(torch.randn(2, 4, 3, 12, 12)).shape == (2, 4, 7)
+    with pytest.raises(ValueError, match=r"wanted is \(2, batch, channels, height, width\)"):
+        model(torch.randn(3, 4, 3, 12, 12))
+    with pytest.raises(ValueError, match="only convolutions and linear layers fold"):
+        mixshare.fold(model)
