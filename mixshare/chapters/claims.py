@@ -26,6 +26,7 @@ COMPARED = ("paired", "alignment_paired", "adjustments", "*/paired")
 NO_ROOM = "no room for a difference"  # of a piece: the other method is within the margin of 100 %
 NOT_RUN = "not run"
 UNFITTED = "the other network does not fit its training images"
+NUMBERS = statistics.COLUMNS[:5]  # the difference and its intervals
 TAIL = 0.05  # how often chance alone has a run shared, or separated: `similarity.chance`
 
 
@@ -63,15 +64,24 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
     Returns:
         Each by its name; `runs` with those of all grids, and as `compared` all comparisons of two
-        methods' ensemble accuracy.
+        methods' ensemble accuracy, `both_ways`.
     """
     tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
     compared = [pd.read_csv(path) for name in COMPARED for path in folder.glob(f"{name}.csv")]
-    columns = pd.DataFrame(columns=["method", "other", "figure", *statistics.COLUMNS])
-    table = pd.concat([columns, *compared]) if compared else columns
     runs = [pd.read_csv(path) for path in folder.glob("**/runs.csv")]
-    tables |= {"runs": pd.concat(runs)} if runs else {}
-    return tables | {"compared": table[table["figure"] == "accuracy_ensemble"]}
+    columns = pd.DataFrame(columns=["method", "other", "figure", *statistics.COLUMNS])
+    table = pd.concat([columns, *compared])
+    tables["compared"] = both_ways(table[table["figure"] == "accuracy_ensemble"])
+    tables["runs"] = pd.concat([pd.DataFrame(columns=["method"]), *runs])
+    return tables
+
+
+def both_ways(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return comparisons, and after them the same with their two methods exchanged."""
+    pairs = {"method": "other", "seeds_low": "seeds_high", "images_low": "images_high"}
+    exchanged = compared.rename(columns=pairs | {second: first for first, second in pairs.items()})
+    exchanged[[*NUMBERS]] = -exchanged[[*NUMBERS]]
+    return pd.concat([compared, exchanged])
 
 
 # Evidence
@@ -86,20 +96,21 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
 
     Returns:
         `claim`, `label`, `unit`, `statistics.difference`, `expected` (the claimed sign), `margin`,
-        `room` and `fitted` (which a verdict may want), `holm` and `verdict`. Of counts there are
-        no intervals, and `seeds` says how many runs of how many. Of evidence that the tables do
-        not have, a row with its label alone.
+        `room` and `fitted` (which a verdict may want), `holm` over all pieces of a family, and
+        `verdict`. What is `counted` has no intervals, and `seeds` says how many runs of how many.
+        Of evidence that the tables do not have, a row with its label alone.
     """
-    usual = {"margin": 0.0, "fitted": True}
+    usual = {"margin": 0.0, "fitted": True, "counted": False}
     found = [
         {"claim": claim.claim, "family": claim.family or claim.chapter} | usual | piece
         for claim in claims or all_claims()
         for item in claim.evidence
         for piece in list(_kind(item)(item, tables)) or [{"label": _label(item)}]
     ]
-    names = ("claim", "family", "label", "unit", "expected", "margin", "room", "fitted")
+    names = ["claim", "family", "label", "unit", "expected", "room", *usual]
     table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
-    table["holm"] = _corrected(table)
+    p = table["p"].where(table["margin"] == 0)  # with a margin, intervals judge
+    table["holm"] = p.groupby(table["family"]).transform(statistics.holm)
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
     return table
 
@@ -114,9 +125,9 @@ def _pair(item: dict[str, Any]) -> tuple[str, str]:
 
 
 def _label(item: dict[str, Any]) -> str:
-    """Return what a piece of evidence is called; of counts, all their groups together."""
+    """Return what a piece of evidence is called."""
     if "label" in item:
-        return item["label"].partition(", block {")[0]
+        return item["label"]
     first, second = map(title, _pair(item))
     changed = second.removeprefix(f"{first}, ")
     return f"{first} minus {second if changed == second else f'the same with {changed}'}"
@@ -125,23 +136,19 @@ def _label(item: dict[str, Any]) -> str:
 def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     """Yield one method's ensemble accuracy minus another's, in points, if they were compared."""
     first, second = _pair(item)
-    records = reversed(tables["compared"].to_dict("records"))  # the first of a pair counts
-    rows = {(row["method"], row["other"]): row for row in records}
-    scale = 100 if (first, second) in rows else -100
-    row = rows.get((first, second), rows.get((second, first)))
-    if row is None:
-        return
-    piece = {name: row[name] for name in statistics.COLUMNS[:8]}
-    piece["difference"] *= scale
-    for kind in ("seeds", "images"):
-        ends = sorted(scale * row[f"{kind}_{end}"] for end in ("low", "high"))
-        piece[f"{kind}_low"], piece[f"{kind}_high"] = ends
-    piece |= {"label": _label(item), "unit": "points"}
-    # Of the second run the accuracy may not be among the results; the difference is.
-    piece["room"] = 100 * (1 - _mean(tables, first, "accuracy_ensemble")) + piece["difference"]
-    piece["fitted"] = "fits" not in item or _mean(tables, second, "accuracy_train") > item["fits"]
-    margin = item.get("by", item.get("within", 0.0))
-    yield piece | {"expected": int("better" in item), "margin": margin}
+    rows = tables["compared"].query("method == @first and other == @second")
+    for row in rows.head(1).to_dict("records"):
+        numbers = {name: 100 * row[name] for name in NUMBERS}
+        # Of the second run the accuracy may not be among the results; the difference is.
+        room = 100 * (1 - _mean(tables, first, "accuracy_ensemble")) + numbers["difference"]
+        fits = "fits" not in item or _mean(tables, second, "accuracy_train") > item["fits"]
+        margin = item.get("by", item.get("within", 0.0))
+        yield {
+            **{name: row[name] for name in ("p", "seeds", "differing")},
+            **numbers,
+            **{"label": _label(item), "unit": "points", "expected": int("better" in item)},
+            **{"margin": margin, "room": room, "fitted": fits},
+        }
 
 
 def _mean(tables: dict[str, pd.DataFrame], method: str, figure: str) -> float:
@@ -168,42 +175,24 @@ def _by_seed(item: dict[str, Any], rows: str, tables: dict[str, pd.DataFrame]) -
 
 
 def _counted(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    """Yield for each group how many runs have the claimed verdict, or the opposite one.
+    """Yield for each block how many runs have the claimed verdict, or the opposite one.
 
     By chance a run has either with the probability of `similarity.chance`, 5 %: p is binomial.
     """
-    rows = tables.get(item["table"], pd.DataFrame(columns=["method"])).query(item["where"])
-    for key, group in rows.groupby(item["each"], sort=False) if len(rows) else ():
+    rows = tables.get(item["table"], pd.DataFrame(columns=["method", "block"]))
+    for block, group in rows.query(item["where"]).groupby("block", sort=False):
         claimed, opposite = ((group["verdict"] == verdict).sum() for verdict in item["is"])
-        names = dict(zip(item["each"], key, strict=True))
-        names["method"] = title(str(names.get("method", "")))
         yield {
-            "label": item["label"].format(**names),
+            "label": f"{item['label']}, block {block}",
             "unit": item["is"][0],
             "difference": (claimed - opposite) / len(group),
             "p": stats.binom.sf(max(claimed, opposite) - 1, len(group), TAIL),
             "seeds": f"{claimed} of {len(group)}",
-            "expected": 1,
+            "counted": True,
         }
 
 
 # Verdicts
-
-
-def _corrected(table: pd.DataFrame) -> pd.Series:
-    """Return Holm's p of each piece: over a claim's pieces, then over the claims of a family.
-
-    A claim's own p is the largest of its pieces where all have the claimed sign, for all must
-    hold; else the smallest of those that have not. Claims with a margin are judged by intervals.
-    """
-    p = table["p"].where(table["margin"] == 0)
-    within = p.groupby(table["claim"]).transform(statistics.holm)
-    against = np.sign(table["difference"]) != table["expected"]
-    of_claim = within.where(against).groupby(table["claim"]).min()
-    of_claim = of_claim.fillna(within.groupby(table["claim"]).max())
-    families = table.groupby("claim")["family"].first()
-    corrected = of_claim.groupby(families).transform(statistics.holm)
-    return np.fmax(within, table["claim"].map(corrected))
 
 
 def _verdict(piece: dict[str, Any]) -> str:
@@ -211,7 +200,7 @@ def _verdict(piece: dict[str, Any]) -> str:
     if pd.isna(piece["difference"]):
         return NOT_RUN
     margin, expected = piece["margin"], piece["expected"]
-    if pd.isna(piece["seeds_low"]) and not pd.isna(piece["p"]):  # counts
+    if piece["counted"]:
         side = np.sign(piece["difference"]) if piece["holm"] < statistics.LEVEL else 0
         return {1: "supports", -1: "contradicts", 0: statistics.UNDECIDED}[side]
     if not margin:

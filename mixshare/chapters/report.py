@@ -193,11 +193,10 @@ def evidence(pieces: pd.DataFrame) -> Iterator[str]:
         if piece["verdict"] == claims.NOT_RUN:
             yield f"{piece['label']}: {claims.NOT_RUN}"
             continue
-        counted = pd.isna(piece["seeds_low"]) and pd.notna(piece["p"])
-        text = f"{piece['seeds']} runs {piece['unit']}"
-        digits = 4 if piece["unit"] == "nats" else 2
-        text = text if counted else interval(piece, piece["unit"], 1, digits)
-        yield f"{piece['label']}: {text}: {words.get(piece['verdict'], piece['verdict'])}"
+        unit, verdict = piece["unit"], piece["verdict"]
+        numbers = interval(piece, unit, 1, 4 if unit == "nats" else 2)
+        text = f"{piece['seeds']} runs {unit}" if piece["counted"] else numbers
+        yield f"{piece['label']}: {text}: {words.get(verdict, verdict)}"
 
 
 def judged(folder: Path) -> pd.DataFrame:

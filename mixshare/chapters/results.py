@@ -1,8 +1,8 @@
 """Tables over finished runs: mean and deviation over seeds, deep ensembles, differences, costs."""
 
-import time
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from mixshare import runs
 from mixshare.chapters import speed, statistics
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
+from mixshare.execution import torch_settings
 from mixshare.figures.names import title
 from mixshare.files import outputs_folder, published_folder, write_text
 from mixshare.metrics import evaluate
@@ -50,7 +50,12 @@ TABLE_COLUMNS = (
     *COSTS[1:3],
     "latency_ms",
 )
-WARM_UP = 3  # forward passes before latency is measured
+ENSEMBLE = 2  # networks in a deep ensemble, each trained and asked by itself
+# Its costs, as multiples of one network's; it can't be folded.
+OF_ENSEMBLE = {
+    **dict.fromkeys(("parameters", "multiply_adds", "training_rows", "latency_ms"), ENSEMBLE),
+    "learning_rate": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -87,38 +92,36 @@ def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
 
     NaN where a figure is not defined.
     """
-    return _rows([_row(run.config.name, str(run.config.seed), run.metrics) for run in finished])
+    return _rows(
+        [
+            {"method": run.config.name, "seed": str(run.config.seed), **run.metrics}
+            for run in finished
+        ]
+    )
 
 
-def deep_ensembles(finished: Sequence[runs.Run], size: int = 2) -> pd.DataFrame:
-    """Return one row, like `per_run`'s, for each choice of `size` single networks that are alike.
+def deep_ensembles(finished: Sequence[runs.Run]) -> pd.DataFrame:
+    """Return one row, like `per_run`'s, for each choice of two single networks that are alike.
 
-    They are alike in all but the seed; runs without test logits are left out.
+    They are alike in all but the seed, and their logits are averaged; runs without test logits are
+    left out.
     """
     alike: dict[str, list[runs.Run]] = {}
     for run in finished:
         if run.config.method == "single" and run.has_logits:
             alike.setdefault(run.config.name, []).append(run)
-    return _rows(
-        [ensembled(members) for group in alike.values() for members in combinations(group, size)]
-    )
+    rows = []
+    for name, group in alike.items():
+        for members in combinations(group, ENSEMBLE):
+            seeds = "+".join(str(run.config.seed) for run in members)
+            metrics = evaluate(torch.cat([run.logits for run in members]), members[0].labels)
+            rows.append({"method": ensemble_name(name), "seed": seeds, **metrics})
+    return _rows(rows)
 
 
-def ensembled(members: Sequence[runs.Run]) -> dict[str, Any]:
-    """Return a row, like `per_run`'s, of the deep ensemble that averages the members' logits."""
-    metrics = evaluate(torch.cat([run.logits for run in members]), members[0].labels)
-    seeds = "+".join(str(run.config.seed) for run in members)
-    return _row(ensemble_name(members[0].config.name, len(members)), seeds, metrics)
-
-
-def ensemble_name(single: str, size: int = 2) -> str:
+def ensemble_name(single: str) -> str:
     """Return the name of a deep ensemble of single networks of this name."""
-    return f"deep ensemble of {size}" + single.removeprefix("single")
-
-
-def _row(method: str, seed: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    of_training = {"accuracy_train": metrics.get("accuracy_train")}
-    return {"method": method, "seed": seed} | {n: metrics[n] for n in FIGURES} | of_training
+    return f"deep ensemble of {ENSEMBLE}" + single.removeprefix("single")
 
 
 def _rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -175,17 +178,15 @@ def paired(
         if run.has_scores:
             by_name.setdefault(run.config.name, {})[run.config.seed] = run
     pairs = [(_baseline(method, other, by_name), other) for other in by_name]
-    families = [
-        statistics.family(
-            [
-                {"method": base, "other": other, "figure": figure} | comparison
-                for base, other in pairs
-                if base and base != other
-                for comparison in _compared(by_name[base], by_name[other], figure)
-            ]
-        )
-        for figure in figures
-    ]
+    families = []
+    for figure in figures:
+        comparisons = [
+            {"method": base, "other": other, "figure": figure}
+            | _compared(by_name[base], by_name[other], figure)
+            for base, other in pairs
+            if base and by_name[base].keys() & by_name[other].keys()
+        ]
+        families.append(statistics.family(comparisons))
     names = ("method", "other", "figure")
     table = pd.concat(families, ignore_index=True)
     # Of one method alone there is nothing to compare: a table of no rows, with its columns.
@@ -201,14 +202,11 @@ def _baseline(method: str, other: str, available: Container[str]) -> str | None:
 
 def _compared(
     first: dict[int, runs.Run], second: dict[int, runs.Run], figure: str
-) -> Iterator[dict[str, Any]]:
-    """Yield the comparison of two methods' runs, by seed, if they share a seed."""
+) -> dict[str, Any]:
+    """Return the comparison of two methods' runs, by seed, on the seeds that they share."""
     seeds = [seed for seed in first if seed in second]
-    if seeds:
-        scores = (
-            image_scores([by_seed[seed] for seed in seeds], figure) for by_seed in (first, second)
-        )
-        yield statistics.difference(*scores)
+    scores = (image_scores([each[seed] for seed in seeds], figure) for each in (first, second))
+    return statistics.difference(*scores)
 
 
 def image_scores(finished: Sequence[runs.Run], figure: str) -> np.ndarray:
@@ -231,21 +229,18 @@ def along(
         run.config.name.partition("+")[2]: getattr(run.config, field) for run in finished
     }
     values = [by_overrides[name.partition("+")[2]] for name in rows[names]]
-    lines = [_without(field, name) for name in rows[names]]
+    lines = rows[names].str.replace(rf"\+{field}=[^+]*", "", regex=True)
     return rows.assign(line=lines, **{field: values})
 
 
-def _without(field: str, name: str) -> str:
-    return "+".join(part for part in name.split("+") if not part.startswith(f"{field}="))
-
-
-def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) -> pd.DataFrame:
+def costs(finished: Sequence[runs.Run], repeats: int = 30) -> pd.DataFrame:
     """Return each method's costs, from its first run; a deep ensemble's are multiples of one's.
+
+    Networks take turns in what is timed, so that a drift of the machine's speed affects all alike.
 
     Args:
         finished: The runs.
-        ensemble: Networks in a deep ensemble, run one after the other.
-        repeats: Measurements behind the median latency.
+        repeats: Turns, of five images each, behind the median latency.
 
     Returns:
         By method: parameters, multiply-adds an image, rows trained on, learning rate, and the
@@ -253,30 +248,35 @@ def costs(finished: Sequence[runs.Run], ensemble: int = 2, repeats: int = 30) ->
         multiply-adds and milliseconds of the network folded into a plain one, which a deep ensemble
         can't be.
     """
-    first = {run.config.name: run for run in reversed(finished)}
-    names = list(dict.fromkeys(run.config.name for run in finished))
-    table = pd.DataFrame([_costs(first[name]) for name in names], index=names)
-    table = table.rename_axis("method")
-    shown = [first[name] for name in names]
-    networks = [_network(run) for run in shown]
-    folded = [fold(network) for network in networks]
-    images = [_blank_image(*pair) for pair in zip(shown * 2, networks + folded, strict=True)]
-    times = _latencies(networks + folded, images, repeats)
-    table["latency_ms"], table["folded_latency_ms"] = times[: len(names)], times[len(names) :]
-    for name in names:
-        if first[name].config.method == "single":
-            table.loc[ensemble_name(name, ensemble)] = _of_several(table.loc[name], ensemble)
+    first: dict[str, runs.Run] = {}
+    for run in finished:
+        first.setdefault(run.config.name, run)
+    rows, calls = {}, {}
+    for name, run in first.items():
+        height, width, channels = run.metrics["provenance"]["image_shape"]
+        network, rows[name] = _network(run), _of_training(run)
+        for prefix, each in (("", network), ("folded_", fold(network))):
+            rows[name][f"{prefix}parameters"] = sum(p.numel() for p in each.parameters())
+            rows[name][f"{prefix}multiply_adds"] = speed.multiply_adds(each, height, width)
+            image = torch.zeros(each.members, 1, channels, height, width)
+            calls[f"{prefix}{name}"] = partial(each, image)
+    with torch_settings(replace(finished[0].config, threads=1)), torch.no_grad():
+        latencies = 1000 * speed.in_turn(calls, repeats, steps=5).median()
+    for name, row in rows.items():
+        row["latency_ms"] = latencies[name]
+        row["folded_latency_ms"] = latencies[f"folded_{name}"]
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("method")
+    for name, run in first.items():
+        if run.config.method == "single":
+            table.loc[ensemble_name(name)] = table.loc[name] * pd.Series(OF_ENSEMBLE)
     return table[[*COSTS, "latency_ms", *FOLDED]]
 
 
-def _costs(run: runs.Run) -> dict[str, float]:
-    config, made_by = run.config, run.metrics["provenance"]
-    size = made_by["image_shape"][:2]
-    rows = steps_per_epoch(config, made_by["train_images"]) * config.batch_size * config.epochs
-    network = _network(run)
-    folded = {f"folded_{name}": value for name, value in _sizes(fold(network), *size).items()}
-    of_training = {"training_rows": float(rows), "learning_rate": config.learning_rate}
-    return _sizes(network, *size) | of_training | folded
+def _of_training(run: runs.Run) -> dict[str, float]:
+    config = run.config
+    steps = steps_per_epoch(config, run.metrics["provenance"]["train_images"])
+    rows = steps * config.batch_size * config.epochs
+    return {"training_rows": rows, "learning_rate": config.learning_rate}
 
 
 def _network(run: runs.Run) -> MultiInput:
@@ -284,49 +284,6 @@ def _network(run: runs.Run) -> MultiInput:
     if not run.has_logits:  # large ones are not published; then the weights are
         return run.model
     return run.untrained(run.logits.shape[2])
-
-
-def _sizes(model: MultiInput, height: int, width: int) -> dict[str, float]:
-    parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "parameters": float(parameters),
-        "multiply_adds": float(speed.multiply_adds(model, height, width)),
-    }
-
-
-def _of_several(one: pd.Series, networks: int) -> pd.Series:
-    """Return the costs of several networks, of which each is trained and asked by itself."""
-    each = one.index.isin(["learning_rate"])
-    return (one * networks).where(~each, one).where(~one.index.isin(FOLDED))
-
-
-@torch.no_grad()
-def _latencies(
-    networks: Sequence[nn.Module], images: Sequence[Tensor], repeats: int
-) -> list[float]:
-    """Return the median milliseconds of one image on one thread, network by network.
-
-    The networks take turns, so that a drift of the machine's speed affects all alike.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    turns = [
-        [_milliseconds(*pair) for pair in zip(networks, images, strict=True)]
-        for _ in range(WARM_UP + repeats)
-    ]
-    torch.set_num_threads(threads)
-    return np.median(turns[WARM_UP:], axis=0).tolist()
-
-
-def _blank_image(run: runs.Run, network: MultiInput) -> Tensor:
-    height, width, channels = run.metrics["provenance"]["image_shape"]
-    return torch.zeros(1, 1, channels, height, width).expand(network.members, -1, -1, -1, -1)
-
-
-def _milliseconds(model: nn.Module, image: Tensor) -> float:
-    start = time.perf_counter()
-    model(image)
-    return 1000 * (time.perf_counter() - start)
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] = _NAMES) -> pd.DataFrame:
@@ -357,14 +314,6 @@ def _number(value: float, digits: int) -> str:
     return "–" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Format a summary as a table in Markdown."""
-    texts = formatted(table, columns).reset_index()
-    lines = ["| " + " | ".join(texts.columns) + " |", "|---" + "|---:" * (texts.shape[1] - 1) + "|"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in texts.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
-
-
 def save_table(table: pd.DataFrame, path: Path, **options: Any) -> None:
     """Write a table as CSV, whole or not at all."""
     write_text(path, table.to_csv(**options))
@@ -389,4 +338,7 @@ def results_table(folder: Path, grid: str = "") -> str:
         OSError: Chapter 05 has not saved them.
     """
     table = read_summary(folder / "studies" / grid / "results.csv")
-    return markdown(table.rename(index=title), TABLE_COLUMNS)
+    texts = formatted(table.rename(index=title), TABLE_COLUMNS).reset_index()
+    lines = ["| " + " | ".join(texts.columns) + " |", "|---" + "|---:" * (texts.shape[1] - 1) + "|"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in texts.itertuples(index=False)]
+    return "\n".join(lines) + "\n"

@@ -4,13 +4,13 @@ The scores themselves are in `features` and `similarity`. Dimensions: M members,
 F fixed inputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -123,12 +123,16 @@ _exact = torch_settings()  # without it a GPU's convolutions keep ten bits
 @_exact
 def block_importances(run: runs.Run, images: Tensor) -> list[Tensor]:
     """Return each block's feature importances for each member and fixed input: (M, F, C_k)."""
-    network, fixed = _network(run, images), images[:FIXED]
+    blocks = _importances(_network(run, images), images, run.config.members)
+    return [block.cpu() for block in blocks]
+
+
+def _importances(network: MultiInput, images: Tensor, members: int) -> list[Tensor]:
     by_member = [
-        features.block_importance(network, images, fixed, member)
-        for member in range(run.config.members)
+        features.block_importance(network, images, images[:FIXED], member)
+        for member in range(members)
     ]
-    return [torch.stack(block).cpu() for block in zip(*by_member, strict=True)]
+    return [torch.stack(block) for block in zip(*by_member, strict=True)]
 
 
 def untrained(run: runs.Run) -> MultiInput:
@@ -156,8 +160,9 @@ def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
     start = untrained(run).to(images.device)
     cka = similarity.cka(network, images, images[:FIXED], min(CKA_BATCH, len(images) // 2))
     rows = []
-    importances = (_both_members(each, images) for each in (network, start))
-    for k, ((a, b), (a0, b0)) in enumerate(zip(*importances, strict=True)):
+    importances = (_importances(each, images, 2) for each in (network, start))
+    for k, blocks in enumerate(zip(*importances, strict=True)):
+        (a, b), (a0, b0) = (block.mean(dim=1) for block in blocks)  # over the fixed inputs
         row = _names(run) | {"block": k + 1} | _overlap(a, b) | _overlap(a0, b0, "init_")
         row |= {
             "change": row["overlap"] - row["init_overlap"],
@@ -167,15 +172,6 @@ def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
         }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _both_members(network: MultiInput, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the first two members' importances, block by block: (C_k,) each."""
-    blocks = zip(
-        *(features.block_importance(network, images, images[:FIXED], member) for member in (0, 1)),
-        strict=True,
-    )
-    return (tuple(member.mean(dim=0) for member in block) for block in blocks)
 
 
 def _overlap(a: Tensor, b: Tensor, prefix: str = "") -> dict[str, Any]:
@@ -328,41 +324,29 @@ def adjustments(
     }
     changed = [(row, [load(row.config(profile, seed)) for seed in seeds]) for row in ADJUSTMENTS]
     small = [[load(config) for config in half_cost_pair(profile, seed)] for seed in seeds]
-    tables = []
-    for figure in results.IMAGE_SCORES:
-        base_scores = {name: results.image_scores(each, figure) for name, each in bases.items()}
-        scores = [(row, results.image_scores(each, figure)) for row, each in changed]
-        if all(run.has_logits for pair in small for run in pair):
-            scores.append((TWO_SINGLE, _pair_scores(small, figure)))
-        tables += _families(scores, base_scores, figure)
-    return pd.concat(tables, ignore_index=True)
+    if all(run.has_logits for pair in small for run in pair):
+        changed.append((TWO_SINGLE, [_ensemble(pair) for pair in small]))
+    better = {"accuracy_ensemble": 1, "nll": -1}
+    table = pd.DataFrame(
+        {
+            **{"base": row.base, "change": row.change, "figure": figure},
+            **{"method": row.name, "other": row.base},
+            **statistics.difference(
+                results.image_scores(changed_runs, figure),
+                results.image_scores(bases[row.base], figure),
+            ),
+            **{"appendix": row.statement, "expected": sign * row.expected},
+        }
+        for figure, sign in better.items()
+        for row, changed_runs in changed
+    )
+    families = table.groupby(["figure", "base", table["expected"] != 0], sort=False)
+    judged = [statistics.family(rows.to_dict("records"), rows["expected"]) for _, rows in families]
+    return pd.concat(judged, ignore_index=True)
 
 
-def _pair_scores(pairs: Sequence[Sequence[runs.Run]], figure: str) -> np.ndarray:
-    """Return the scores of each pair's deep ensemble: (S, N)."""
-    scores = []
-    for pair in pairs:
-        logits = torch.cat([run.logits for run in pair])
-        each = metrics.image_scores(logits, pair[0].labels)
-        scores.append(each[results.IMAGE_SCORES[figure]][0].double().numpy())
-    return np.stack(scores)
-
-
-def _families(
-    scores: Sequence[tuple[Adjustment, np.ndarray]], bases: dict[str, np.ndarray], figure: str
-) -> Iterator[pd.DataFrame]:
-    """Yield a table for each base: the rows that the appendix speaks of are judged together."""
-    better = 1 if figure == "accuracy_ensemble" else -1
-    for base, base_scores in bases.items():
-        for stated in (True, False):
-            family = [
-                {
-                    **{"base": base, "change": row.change, "figure": figure},
-                    **{"method": row.name, "other": base},
-                    **statistics.difference(each, base_scores),
-                    **{"appendix": row.statement, "expected": better * row.expected},
-                }
-                for row, each in scores
-                if row.base == base and bool(row.expected) == stated
-            ]
-            yield statistics.family(family, [row["expected"] for row in family])
+def _ensemble(members: Sequence[runs.Run]) -> SimpleNamespace:
+    """Return the deep ensemble of runs, as `results.image_scores` takes a run."""
+    logits = torch.cat([run.logits for run in members])
+    scores = metrics.image_scores(logits, members[0].labels)
+    return SimpleNamespace(scores={name: each.numpy() for name, each in scores.items()})

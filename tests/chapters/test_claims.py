@@ -93,7 +93,8 @@ class TestDifferences:
         assert judged([compared(0.05, seeds=1)], claim(evidence)) == [claims.UNDECIDED]
 
     def test_a_pair_is_found_in_either_order(self):
-        tables = {"compared": pd.DataFrame([compared(-0.05, method="b", other="a")])}
+        exchanged = pd.DataFrame([compared(-0.05, method="b", other="a")])
+        tables = {"compared": claims.both_ways(exchanged)}
         piece = claims.evidence(tables, [claim(BETTER)]).iloc[0]
         assert piece["difference"] == pytest.approx(5, abs=0.1)
         assert 0 < piece["seeds_low"] < piece["difference"] < piece["seeds_high"]
@@ -180,8 +181,7 @@ class TestMeasurements:
 
 
 class TestCounts:
-    item = {"table": "t", "where": "method == 'm'", "each": ["method", "block"]}
-    item |= {"is": ["shared", "separated"], "label": "{method}, block {block}"}
+    item = {"table": "t", "where": "method == 'm'", "is": ["shared", "separated"], "label": "m"}
 
     def verdict(self, *verdicts):
         columns = {"block": 1, "verdict": list(verdicts)}
