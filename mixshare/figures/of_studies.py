@@ -60,20 +60,16 @@ def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel
             axes[row, 0].set_ylabel(ylabel)
         for panel in axes[-1]:
             panel.set_xlabel(xlabel)
-        legend_above(figure, axes[0, 0], 3, last="both")
+        legend_above(figure, axes[0, 0], 3)
     return figure
 
 
 def _draw_bars(axes: Axes, values: Tensor, heading: str) -> None:
     pair = values[:, (values[1] - values[0]).argsort()].detach().cpu().numpy()
-    positions = np.arange(pair.shape[1])
-    for member, (heights, color) in enumerate(zip(pair, MEMBER_COLORS, strict=True), start=1):
-        style = {"width": 1.0, "linewidth": 0, "color": color}
-        axes.bar(positions, heights, **style, label=f"subnetwork {member}")
-    edges = np.append(positions, len(positions)) - 0.5
-    shared = np.append(pair.min(axis=0), 0)
-    style = {"color": SHARED_COLOR, "linewidth": 0, "zorder": 1.5}
-    axes.fill_between(edges, shared, step="post", **style, label="both")
+    heights = {"subnetwork 1": pair[0], "subnetwork 2": pair[1], "both": pair.min(axis=0)}
+    edges = np.arange(pair.shape[1] + 1) - 0.5
+    for (label, values), color in zip(heights.items(), (*MEMBER_COLORS, SHARED_COLOR), strict=True):
+        axes.stairs(values, edges, fill=True, color=color, label=label)
     axes.set(title=heading, xlim=(edges[0], edges[-1]), xticks=[])
 
 
@@ -160,9 +156,10 @@ def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
             drawn = _draw_kernels(panel, _tile(pictures), largest)
             panel.set_title(start(encoder_init))
             names = [f"encoder {m + 1}" for m in range(members)]
-            panel.set(xticks=[], yticks=_middles(members), yticklabels=names)
+            panel.set(xticks=[], yticks=range(1, 4 * members, 4), yticklabels=names)
         bottom, numbers = axes[-1, 0], range(1, channels + 1)
-        bottom.set(xticks=_middles(channels), xticklabels=numbers, xlabel="output channel")
+        places = range(1, 4 * channels, 4)  # the middles of `_tile`'s columns
+        bottom.set(xticks=places, xticklabels=numbers, xlabel="output channel")
         figure.colorbar(drawn, ax=axes, label="weight", aspect=40, shrink=0.8)
     return figure
 
@@ -173,11 +170,6 @@ def _tile(pictures: Tensor) -> np.ndarray:
     gaps = ((0, 0), (0, 0), (0, 1), (0, 1))
     padded = np.pad(pictures.detach().numpy(), gaps, constant_values=np.nan)  # (M, 16, 4, 4)
     return padded.transpose(0, 2, 1, 3).reshape(4 * rows, 4 * columns)[:-1, :-1]
-
-
-def _middles(count: int) -> list[int]:
-    """Return the middles of `_tile`'s rows or columns."""
-    return [1 + 4 * k for k in range(count)]
 
 
 def _draw_kernels(panel: Axes, picture: np.ndarray, largest: float) -> AxesImage:

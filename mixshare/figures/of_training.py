@@ -81,16 +81,16 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         "ensemble": 100 * (1 - history["test_accuracy_ensemble"][tested]),
         "members, mean": 100 * (1 - history["test_accuracy_individual"][tested]),
     }
-    alone = errors["ensemble"].equals(errors["members, mean"])
+    if errors["ensemble"].equals(errors["members, mean"]):  # of one member
+        del errors["members, mean"]
     with new_figure(1, 2, "full", 2.0) as (figure, axes):
         left, right = axes[0]
         left.plot(epochs, history["loss"], color=color)
         left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
         least = min(values[values > 0].min() for values in errors.values())
-        for (label, values), dashes in zip(errors.items(), ("-", ":"), strict=True):
-            if label == "ensemble" or not alone:
-                drawn = values.clip(lower=least / 2)
-                right.plot(epochs[tested], drawn, color=color, linestyle=dashes, label=label)
+        for (label, values), dashes in zip(errors.items(), ("-", ":"), strict=False):
+            drawn = values.clip(lower=least / 2)
+            right.plot(epochs[tested], drawn, color=color, linestyle=dashes, label=label)
         right.set(xlabel="epochs trained", ylabel="test error, % (0: lower edge)", yscale="log")
         right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.yaxis.set_major_formatter("{x:g}")
@@ -98,7 +98,7 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         right.set_ylim(bottom=least / 2)
         for panel in (left, right):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if not alone:
+        if len(errors) > 1:
             legend_above(figure, right, 2)
     return figure
 

@@ -88,17 +88,15 @@ def new_figure(
             plt.close(figure)
 
 
-def legend_above(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
+def legend_above(figure: Figure, panel: Axes, columns: int) -> None:
     """Put a legend of a panel's labels above all panels, where it covers no data.
 
     Args:
         figure, panel: The figure, and the panel that has all labels.
         columns: Of the legend.
-        last: The label that comes last, whenever it was drawn.
     """
-    entries = zip(*panel.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] == last), strict=True)
-    figure.legend(handles, labels, loc="outside upper right", ncols=columns)
+    entries = panel.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper right", ncols=columns)
 
 
 def draw_comparison(
