@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mixshare.figures.names import FIGURES, IMAGE_FIGURES, title
 from mixshare.figures.style import (
-    BESIDE,
     ENCODER_STYLES,
     FAINT,
     MEMBER_COLORS,
@@ -28,6 +27,7 @@ from mixshare.figures.style import (
 NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
+CHANCE_STYLE |= {"label": "chance, 5 to 95 %"}
 
 
 def short(name: str) -> str:
@@ -94,8 +94,7 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
     seeds = runs["seed"].nunique()
     for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
-        label = None if k else "chance, 5 to 95 %"
-        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label=label)
+        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE)
         panel.plot([x], [row.overlap], **style)
     panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
 
@@ -211,10 +210,8 @@ def adjustments(table: pd.DataFrame) -> Figure:
 
 
 def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float) -> None:
-    first = table.drop_duplicates("base")["place"].tolist()
     for row in table.itertuples():
-        style = style_of(row.base) | {"label": title(row.base) if row.place in first else None}
-        draw_comparison(panel, (row.place, row.place + BESIDE), row, scale, **style)
+        draw_comparison(panel, row.place, row, scale, label=title(row.base), **style_of(row.base))
     panel.axvline(0, color="black", linewidth=0.6)
     panel.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
 
