@@ -223,8 +223,7 @@ def verdicts(found: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tupl
         claims: By default all.
     """
     for claim in claims or all_claims():
-        pieces = found[found["claim"] == claim.claim]
-        judged = set(pieces["verdict"])
+        judged = set(found.loc[found["claim"] == claim.claim, "verdict"])
         if not judged:
             yield claim, BY_CONSTRUCTION
         elif judged == {NOT_RUN}:

@@ -77,9 +77,12 @@ def direction(values: Sequence[float], rises: str, falls: str, neither: str) -> 
 
 def each(table: pd.DataFrame, template: str, name: Callable[[str], str] = title) -> list[str]:
     """Return a template filled with each row's values; methods have their names for people."""
-    names = [key for key in ("base", "method", "other") if key in table]
-    named = table.assign(**{key: table[key].map(name) for key in names})
-    return [template.format(**row) for row in named.to_dict("records")]
+    return [template.format(**row) for row in _named(table, name).to_dict("records")]
+
+
+def _named(table: pd.DataFrame, name: Callable[[str], str]) -> pd.DataFrame:
+    keys = [key for key in ("base", "method", "other") if key in table]
+    return table.assign(**{key: table[key].map(name) for key in keys})
 
 
 def grouped(
@@ -134,10 +137,13 @@ def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.Data
         table: Of comparisons (`statistics.COLUMNS`), or of other scores.
         name: Returns a run's name for people.
     """
+    table = _named(table, name)
     if "seeds_low" in table:
-        rows = [_comparison(row, name) for row in table.to_dict("records")]
-        return pd.DataFrame(rows).set_index([key for key in COMPARED if key in table])
-    shown = _with_intervals(table).assign(method=table["method"].map(name))
+        keys = [key for key in COMPARED if key in table]
+        rows = table.to_dict("records")
+        texts = [{key: row[key] for key in keys} | _comparison(row) for row in rows]
+        return pd.DataFrame(texts).set_index(keys)
+    shown = _with_intervals(table)
     for column in [c for c in shown if c.startswith(PERCENT) and shown[c].dtype == float]:
         shown[column] = 100 * shown[column]
         shown = shown.rename(columns={column: f"{column}, %"})
@@ -162,21 +168,18 @@ def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     return texts
 
 
-def _comparison(row: dict[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
-    """Return a row of `readable` for a comparison, in the units of its figure."""
+def _comparison(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what `readable` shows of a comparison, in the units of its figure."""
     what, unit, scale, digits = FIGURES[row["figure"]]
-    names = {key: name(row[key]) for key in ("base", "method", "other") if key in row}
     spans = "; ".join(span(row, kind, scale, digits) for kind in ("seeds", "images"))
     spans = spans.replace(" to ", "\u00a0to\u00a0")  # a narrow column breaks between the two
+    difference = f"{signed(scale * row['difference'], digits)} ({spans})"
+    expected = {"appendix expects": EXPECTED[row["expected"]]} if "expected" in row else {}
     return {
         "figure": f"{what}, {unit}",
-        **({"change": row["change"]} if "change" in row else {}),
-        **names,
         "verdict": row["verdict"],
-        **({"appendix expects": EXPECTED[row["expected"]]} if "expected" in row else {}),
-        "difference (95 %: over seeds; over test images)": (
-            f"{signed(scale * row['difference'], digits)} ({spans})"
-        ),
+        **expected,
+        "difference (95 %: over seeds; over test images)": difference,
         "p (Holm)": f"{row['holm']:.3f}",
         "images that differ": row["differing"],
         "seeds with the mean's sign": row["seeds"],

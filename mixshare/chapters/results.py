@@ -295,23 +295,18 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] = _NAMES) -> pd.DataFr
     for name in columns:
         heading, scale, digits = COLUMNS[name]
         if name in FIGURES:
-            means, deviations = (table[f"{name}_{kind}"] * scale for kind in ("mean", "std"))
-            pairs = zip(means, deviations, strict=True)
-            texts[heading] = [_mean_and_deviation(*pair, digits) for pair in pairs]
+            texts[heading] = _texts(scale * table[f"{name}_mean"], digits)
+            spread = scale * table[f"{name}_std"]
+            # Without a break, wherever a page has room.
+            texts[heading] += ("\u00a0±\u00a0" + _texts(spread, digits)).where(spread.notna(), "")
         elif name in table:
-            texts[heading] = [_number(value, digits) for value in table[name]]
+            texts[heading] = _texts(scale * table[name], digits)
     texts["n"] = table["n"].astype(int)
     return texts
 
 
-def _mean_and_deviation(mean: float, deviation: float, digits: int) -> str:
-    # Without a break, wherever a page has room.
-    spread = "" if pd.isna(deviation) else f"\u00a0±\u00a0{deviation:.{digits}f}"
-    return _number(mean, digits) + spread
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if pd.isna(value) else f"{value:,.{digits}f}"
+def _texts(values: pd.Series, digits: int) -> pd.Series:
+    return values.map(f"{{:,.{digits}f}}".format).where(values.notna(), "–")
 
 
 def save_table(table: pd.DataFrame, path: Path, **options: Any) -> None:

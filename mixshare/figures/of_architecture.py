@@ -11,11 +11,11 @@ from mixshare.config import TIMM, WRN, RunConfig
 from mixshare.figures.style import MEMBER_COLORS, new_figure
 
 MOST_DRAWN = 3  # members; of more the first two and the last
-COLUMNS = {
-    **{"input": 4, "encoder": 16, "mix": 31},
-    **{"core": (44, 52.5, 61), "unmix": 77, "classifier": 95},
+BOXES = {  # the middle, and the width
+    **{"input": (4, 7), "encoder": (16, 10), "mix": (31, 13)},
+    **{"block 1": (44, 7.5), "block 2": (52.5, 7.5), "block 3": (61, 7.5)},
+    **{"core": (52.5, 24.5), "unmix": (77, 15), "classifier": (95, 9)},  # the core: all blocks
 }
-WIDTHS = {"input": 7, "encoder": 10, "mix": 13, "core": 7.5, "unmix": 15, "classifier": 9}
 SHARED_FACE, MEMBER_FACES = "#EEEEEE", [f"{color}33" for color in MEMBER_COLORS]
 MIXES = {"sum": "sum of the\nencodings", "linear": "linear mix,\nratio drawn"}
 
@@ -59,7 +59,7 @@ def _draw_training(panel: Axes, config: RunConfig, members: list[int]) -> None:
             _box(panel, "unmix", row, f"average over\nregion {member}", face)
             _arrow(panel, ("core", middle), ("unmix", row))
     if config.members > len(members):
-        panel.text(COLUMNS["input"], 1.5, "⋮", ha="center", va="center")
+        panel.text(BOXES["input"][0], 1.5, "⋮", ha="center", va="center")
     if several:
         _box(panel, "mix", middle, _mix_label(config))
         _arrow(panel, ("mix", middle), ("core", middle))
@@ -69,7 +69,7 @@ def _draw_training(panel: Axes, config: RunConfig, members: list[int]) -> None:
         _arrow(panel, ("core", middle), ("unmix", middle))
     if several and not config.tied:
         start = f"{config.encoder_init}\nat the start"
-        panel.text(COLUMNS["encoder"], len(members) - 0.45, start, ha="center", va="top")
+        panel.text(BOXES["encoder"][0], len(members) - 0.45, start, ha="center", va="top")
 
 
 def _draw_test(panel: Axes, config: RunConfig, row: float) -> None:
@@ -93,32 +93,22 @@ def _mix_label(config: RunConfig) -> str:
 
 def _draw_core(panel: Axes, config: RunConfig, row: float) -> None:
     if config.network != WRN:
-        first, middle, last = COLUMNS["core"]
-        name = config.network.removeprefix(TIMM)
-        return _draw_box(panel, middle, row, last - first + WIDTHS["core"], f"{name}\n(timm)")
-    for number, x in enumerate(COLUMNS["core"]):
-        channels = round(16 * 2**number * config.width)
-        _draw_box(panel, x, row, WIDTHS["core"], f"block {number + 1}\n{channels} maps")
+        return _box(panel, "core", row, f"{config.network.removeprefix(TIMM)}\n(timm)")
+    for k in range(3):
+        name, channels = f"block {k + 1}", round(16 * 2**k * config.width)
+        _box(panel, name, row, f"{name}\n{channels} maps")
 
 
-def _box(panel: Axes, column: str, row: float, text: str, face: str = SHARED_FACE) -> None:
-    _draw_box(panel, COLUMNS[column], row, WIDTHS[column], text, face)
-
-
-def _draw_box(
-    panel: Axes, x: float, row: float, width: float, text: str, face: str = SHARED_FACE
-) -> None:
-    edges = (x - width / 2, row - 0.36)
+def _box(panel: Axes, name: str, row: float, text: str, face: str = SHARED_FACE) -> None:
+    middle, width = BOXES[name]
     style = {"facecolor": face, "edgecolor": "black", "linewidth": 0.6}
-    panel.add_patch(plt.Rectangle(edges, width, 0.72, **style))
-    panel.text(x, row, text, ha="center", va="center")
+    panel.add_patch(plt.Rectangle((middle - width / 2, row - 0.36), width, 0.72, **style))
+    panel.text(middle, row, text, ha="center", va="center")
 
 
 def _arrow(panel: Axes, start: tuple[str, float], end: tuple[str, float]) -> None:
-    """Draw an arrow from the right edge of one column's box to the left edge of another's."""
-    first, second = (COLUMNS[column] for column, _ in (start, end))
-    first = first[-1] if isinstance(first, tuple) else first
-    second = second[0] if isinstance(second, tuple) else second
-    ends = first + WIDTHS[start[0]] / 2, second - WIDTHS[end[0]] / 2
+    """Draw an arrow from the right edge of one box to the left edge of another."""
+    (first, first_width), (second, second_width) = BOXES[start[0]], BOXES[end[0]]
+    tail, head = (first + first_width / 2, start[1]), (second - second_width / 2, end[1])
     style = {"arrowstyle": "->", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
-    panel.annotate("", (ends[1], end[1]), (ends[0], start[1]), arrowprops=style)
+    panel.annotate("", head, tail, arrowprops=style)

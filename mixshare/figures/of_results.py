@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from mixshare.figures.names import FIGURES, IMAGE_FIGURES, title
 from mixshare.figures.style import (
-    BESIDE,
     FAINT,
     OTHER_STYLE,
     draw_comparison,
@@ -49,7 +48,10 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
         left.set(yticks=range(len(methods)), yticklabels=names, ylim=(len(methods) - 0.5, -0.5))
         left.set_xlabel("ensemble accuracy, %\n(a marker a run, bar: their mean)")
         for right in axes[0, 1:]:
-            _draw_differences(right, pairs, methods)
+            for pair in pairs.itertuples():
+                style = style_of(pair.other)
+                draw_comparison(right, methods.index(pair.other), pair, 100, **style)
+            right.axvline(0, color="black", linewidth=0.6)
             right.set_xlabel(
                 f"{title(method)} minus this one,\npercentage points (95 %: marker,\n"
                 "over seeds; thin, over images)"
@@ -67,13 +69,6 @@ def _draw_accuracies(panel: Axes, rows: pd.DataFrame, methods: Sequence[str]) ->
         dots = style_of(name) | {"linestyle": "none"}
         panel.plot(values, y + lower, **dots, alpha=0.7)
         panel.plot([values.mean()], [y], "|", color="black", markersize=9, markeredgewidth=1.2)
-
-
-def _draw_differences(panel: Axes, pairs: pd.DataFrame, methods: Sequence[str]) -> None:
-    for pair in pairs.itertuples():
-        y = methods.index(pair.other)
-        draw_comparison(panel, (y, y + BESIDE), pair, 100, **style_of(pair.other))
-    panel.axvline(0, color="black", linewidth=0.6)
 
 
 def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
@@ -125,7 +120,7 @@ def _draw_intervals(
         pairs, style = differences[differences["line"] == line].sort_values(field), style_of(line)
         positions = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of a value side by side
         for x, pair in zip(positions, pairs.itertuples(), strict=True):
-            draw_comparison(panel, (x, 1.02 * x), pair, scale, vertical=True, **style)
+            draw_comparison(panel, x, pair, scale, vertical=True, **style)
         panel.plot(positions, scale * pairs["difference"], **style | {"marker": "none"})
     panel.axhline(0, color="black", linewidth=0.6)
 
@@ -154,7 +149,7 @@ def claims(evidence: pd.DataFrame) -> Figure:
         panel = axes[0, 0]
         for row in rows.itertuples():
             style = VERDICT_STYLES.get(row.verdict, OTHER_STYLE)
-            draw_comparison(panel, (row.Index, row.Index + BESIDE), row, **style)
+            draw_comparison(panel, row.Index, row, **style)
             if row.margin:
                 edges = [[row.Index - 0.4] * 2, [row.Index + 0.4] * 2]
                 panel.vlines([-row.margin, row.margin], *edges, color=FAINT, linewidth=1.5)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mixshare.figures.names import FIGURES, IMAGE_FIGURES, title
 from mixshare.figures.style import (
-    BESIDE,
     ENCODER_STYLES,
     FAINT,
     MEMBER_COLORS,
@@ -28,6 +27,7 @@ from mixshare.figures.style import (
 NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
+CHANCE_STYLE |= {"label": "chance, 5 to 95 %"}
 
 
 def short(name: str) -> str:
@@ -60,20 +60,16 @@ def overlaid(panels: Sequence[Sequence[tuple[str, Tensor]]], ylabel: str, xlabel
             axes[row, 0].set_ylabel(ylabel)
         for panel in axes[-1]:
             panel.set_xlabel(xlabel)
-        legend_above(figure, axes[0, 0], 3, last="both")
+        legend_above(figure, axes[0, 0], 3)
     return figure
 
 
 def _draw_bars(axes: Axes, values: Tensor, heading: str) -> None:
     pair = values[:, (values[1] - values[0]).argsort()].detach().cpu().numpy()
-    positions = np.arange(pair.shape[1])
-    for member, (heights, color) in enumerate(zip(pair, MEMBER_COLORS, strict=True), start=1):
-        style = {"width": 1.0, "linewidth": 0, "color": color}
-        axes.bar(positions, heights, **style, label=f"subnetwork {member}")
-    edges = np.append(positions, len(positions)) - 0.5
-    shared = np.append(pair.min(axis=0), 0)
-    style = {"color": SHARED_COLOR, "linewidth": 0, "zorder": 1.5}
-    axes.fill_between(edges, shared, step="post", **style, label="both")
+    heights = {"subnetwork 1": pair[0], "subnetwork 2": pair[1], "both": pair.min(axis=0)}
+    edges = np.arange(pair.shape[1] + 1) - 0.5
+    for (label, values), color in zip(heights.items(), (*MEMBER_COLORS, SHARED_COLOR), strict=True):
+        axes.stairs(values, edges, fill=True, color=color, label=label)
     axes.set(title=heading, xlim=(edges[0], edges[-1]), xticks=[])
 
 
@@ -98,8 +94,7 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
     seeds = runs["seed"].nunique()
     for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
-        label = None if k else "chance, 5 to 95 %"
-        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label=label)
+        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE)
         panel.plot([x], [row.overlap], **style)
     panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
 
@@ -160,9 +155,10 @@ def kernels(kernels_of: dict[str, Sequence[Tensor]]) -> Figure:
             drawn = _draw_kernels(panel, _tile(pictures), largest)
             panel.set_title(start(encoder_init))
             names = [f"encoder {m + 1}" for m in range(members)]
-            panel.set(xticks=[], yticks=_middles(members), yticklabels=names)
+            panel.set(xticks=[], yticks=range(1, 4 * members, 4), yticklabels=names)
         bottom, numbers = axes[-1, 0], range(1, channels + 1)
-        bottom.set(xticks=_middles(channels), xticklabels=numbers, xlabel="output channel")
+        places = range(1, 4 * channels, 4)  # the middles of `_tile`'s columns
+        bottom.set(xticks=places, xticklabels=numbers, xlabel="output channel")
         figure.colorbar(drawn, ax=axes, label="weight", aspect=40, shrink=0.8)
     return figure
 
@@ -173,11 +169,6 @@ def _tile(pictures: Tensor) -> np.ndarray:
     gaps = ((0, 0), (0, 0), (0, 1), (0, 1))
     padded = np.pad(pictures.detach().numpy(), gaps, constant_values=np.nan)  # (M, 16, 4, 4)
     return padded.transpose(0, 2, 1, 3).reshape(4 * rows, 4 * columns)[:-1, :-1]
-
-
-def _middles(count: int) -> list[int]:
-    """Return the middles of `_tile`'s rows or columns."""
-    return [1 + 4 * k for k in range(count)]
 
 
 def _draw_kernels(panel: Axes, picture: np.ndarray, largest: float) -> AxesImage:
@@ -219,10 +210,8 @@ def adjustments(table: pd.DataFrame) -> Figure:
 
 
 def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float) -> None:
-    first = table.drop_duplicates("base")["place"].tolist()
     for row in table.itertuples():
-        style = style_of(row.base) | {"label": title(row.base) if row.place in first else None}
-        draw_comparison(panel, (row.place, row.place + BESIDE), row, scale, **style)
+        draw_comparison(panel, row.place, row, scale, label=title(row.base), **style_of(row.base))
     panel.axvline(0, color="black", linewidth=0.6)
     panel.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
 

@@ -81,16 +81,16 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         "ensemble": 100 * (1 - history["test_accuracy_ensemble"][tested]),
         "members, mean": 100 * (1 - history["test_accuracy_individual"][tested]),
     }
-    alone = errors["ensemble"].equals(errors["members, mean"])
+    if errors["ensemble"].equals(errors["members, mean"]):  # of one member
+        del errors["members, mean"]
     with new_figure(1, 2, "full", 2.0) as (figure, axes):
         left, right = axes[0]
         left.plot(epochs, history["loss"], color=color)
         left.set(xlabel="epochs trained", ylabel="training loss, nats", ylim=(0, None))
         least = min(values[values > 0].min() for values in errors.values())
-        for (label, values), dashes in zip(errors.items(), ("-", ":"), strict=True):
-            if label == "ensemble" or not alone:
-                drawn = values.clip(lower=least / 2)
-                right.plot(epochs[tested], drawn, color=color, linestyle=dashes, label=label)
+        for (label, values), dashes in zip(errors.items(), ("-", ":"), strict=False):
+            drawn = values.clip(lower=least / 2)
+            right.plot(epochs[tested], drawn, color=color, linestyle=dashes, label=label)
         right.set(xlabel="epochs trained", ylabel="test error, % (0: lower edge)", yscale="log")
         right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.yaxis.set_major_formatter("{x:g}")
@@ -98,7 +98,7 @@ def curves(history: pd.DataFrame, method: str) -> Figure:
         right.set_ylim(bottom=least / 2)
         for panel in (left, right):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if not alone:
+        if len(errors) > 1:
             legend_above(figure, right, 2)
     return figure
 
@@ -112,25 +112,23 @@ def answers(images: Tensor, probabilities: Tensor, labels: Tensor, names: Sequen
     Bars are the ensemble's, in blue where the class is the true one; marks are the members'.
 
     Args:
-        images: (R, H, W, C) uint8.
+        images: (R, H, W, C) uint8; four fill a line.
         probabilities: (M + 1, R, K), the ensemble's last.
         labels: (R,).
         names: Of the K classes.
     """
-    rows, classes = probabilities.shape[1:]
-    count = min(MOST_LIKELY, classes)
-    columns = 4
-    lines = -(-rows // columns)
+    columns, lines = 4, len(images) // 4
+    count = min(MOST_LIKELY, len(names))
     height = lines * (1.0 + 0.15 * count)
     ratios = (0.7, 0.15 * count) * lines
     with new_figure(2 * lines, columns, "full", height, height_ratios=ratios) as (figure, axes):
-        for row in range(rows):
-            above, below = axes[2 * (row // columns) : 2 * (row // columns) + 2, row % columns]
+        panels = zip(axes[::2].flat, axes[1::2].flat, labels.tolist(), strict=True)
+        for row, (above, below, label) in enumerate(panels):
             above.imshow(images[row].squeeze().numpy(), cmap="gray")
-            above.set_title(_spaced(names[int(labels[row])]), loc="center")
+            above.set_title(_spaced(names[label]), loc="center")
             above.set_axis_off()
-            _draw_likeliest(below, probabilities[:, row], int(labels[row]), names, count)
-        for panel in axes[-1, : rows - columns * (lines - 1)]:
+            _draw_likeliest(below, probabilities[:, row], label, names, count)
+        for panel in axes[-1]:
             panel.set(xticks=(0, 1), xlabel="probability")
     return figure
 

@@ -88,39 +88,34 @@ def new_figure(
             plt.close(figure)
 
 
-def legend_above(figure: Figure, panel: Axes, columns: int, last: str = "") -> None:
+def legend_above(figure: Figure, panel: Axes, columns: int) -> None:
     """Put a legend of a panel's labels above all panels, where it covers no data.
 
     Args:
         figure, panel: The figure, and the panel that has all labels.
         columns: Of the legend.
-        last: The label that comes last, whenever it was drawn.
     """
-    entries = zip(*panel.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] == last), strict=True)
-    figure.legend(handles, labels, loc="outside upper right", ncols=columns)
+    handles, labels = panel.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))  # each label once
+    figure.legend(entries.values(), entries, loc="outside upper right", ncols=columns)
 
 
 def draw_comparison(
-    panel: Axes,
-    positions: tuple[float, float],
-    row: Any,
-    scale: float = 1,
-    vertical: bool = False,
-    **style: Any,
+    panel: Axes, place: float, row: Any, scale: float = 1, vertical: bool = False, **style: Any
 ) -> None:
     """Draw a difference with its intervals over seeds, with the marker, and over test images, thin.
 
     Args:
         panel: Where it is drawn.
-        positions: Of the two, on the other axis.
+        place: Of the interval over seeds, on the other axis; the one over images is beside it.
         row: Of a table of `chapters.statistics`, as a named tuple.
         scale: What the numbers are multiplied by.
         vertical: Along the y axis; else along the x axis.
         **style: Of the lines and the marker; lines are always solid.
     """
     plain = style | {"marker": "none", "linewidth": 0.6, "label": None}
-    for kind, position, look in zip(("seeds", "images"), positions, (style, plain), strict=True):
+    beside = 1.02 * place if vertical else place + BESIDE
+    for kind, position, look in (("seeds", place, style), ("images", beside, plain)):
         low, high = (getattr(row, f"{kind}_{end}") for end in ("low", "high"))
         values, places = [scale * end for end in (low, row.difference, high)], [position] * 3
         x, y = (places, values) if vertical else (values, places)
