@@ -151,8 +151,8 @@ def claims(evidence: pd.DataFrame) -> Figure:
             style = VERDICT_STYLES.get(row.verdict, OTHER_STYLE)
             draw_comparison(panel, row.Index, row, **style)
             if row.margin:
-                edges = [[row.Index - 0.4] * 2, [row.Index + 0.4] * 2]
-                panel.vlines([-row.margin, row.margin], *edges, color=FAINT, linewidth=1.5)
+                top, bottom = row.Index - 0.4, row.Index + 0.4
+                panel.vlines([-row.margin, row.margin], top, bottom, color=FAINT, linewidth=1.5)
             if abs(row.difference) > most:
                 side = np.sign(row.difference)
                 text = f"{row.difference:+.0f} →" if side > 0 else f"← {row.difference:+.0f}"

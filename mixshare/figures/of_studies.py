@@ -27,7 +27,6 @@ from mixshare.figures.style import (
 NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
-CHANCE_STYLE |= {"label": "chance, 5 to 95 %"}
 
 
 def short(name: str) -> str:
@@ -94,7 +93,7 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
     seeds = runs["seed"].nunique()
     for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
-        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE)
+        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label="chance, 5 to 95 %")
         panel.plot([x], [row.overlap], **style)
     panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
 
