@@ -89,7 +89,7 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     with new_figure(2, columns, width, 3.7, sharex=True) as (figure, axes):
         for name, (left, *rights) in zip(IMAGE_FIGURES, axes, strict=True):
             label, unit, scale, _ = FIGURES[name]
-            _draw_lines(left, rows, field, lines, name, scale)
+            _draw_lines(left, rows, field, name, scale)
             left.set_ylabel(f"{label}, {unit.replace('points', '%')}")
             for right in rights:
                 pairs = differences[differences["figure"] == name]
@@ -102,11 +102,9 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     return figure
 
 
-def _draw_lines(
-    panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float
-) -> None:
-    for line in lines:
-        runs, style = rows[rows["line"] == line], style_of(line)
+def _draw_lines(panel: Axes, rows: pd.DataFrame, field: str, name: str, scale: float) -> None:
+    for line, runs in rows.groupby("line", sort=False):
+        style = style_of(line)
         dots = style | {"linestyle": "none"}
         panel.plot(runs[field], scale * runs[name], **dots, markersize=2.5, alpha=0.5)
         means = scale * runs.groupby(field)[name].mean()

@@ -126,13 +126,12 @@ def drift(table: pd.DataFrame) -> Figure:
         table: As `chapters.studies.drift` gives it, with a column `start`, the encoder_init.
     """
     panels = {"accuracy_ensemble": "ensemble accuracy, %", "agreement": "agreement, %"}
+    # Hollow, so that runs at one place are all seen.
+    hollow = {"linestyle": "none", "markersize": 5, "fillstyle": "none", "markeredgewidth": 0.8}
     with new_figure(1, 2, "full", 2.2) as (figure, axes):
         for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
             for encoder_init, rows in table.groupby("start", sort=False):
-                # Hollow, so that runs at one place are all seen.
-                style = ENCODER_STYLES[encoder_init] | {"linestyle": "none", "markersize": 5}
-                style |= {"markerfacecolor": "none", "markeredgewidth": 0.8}
-                style["label"] = start(encoder_init)
+                style = ENCODER_STYLES[encoder_init] | hollow | {"label": start(encoder_init)}
                 panel.plot(rows["kernel_cosine"], 100 * rows[column], **style)
             panel.set(xlabel="mean cosine of kernels after training", ylabel=label)
         legend_above(figure, axes[0, 0], table["start"].nunique())
