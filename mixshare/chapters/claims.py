@@ -101,12 +101,12 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
         Of evidence that the tables do not have, a row with its label alone.
     """
     usual = {"margin": 0.0, "fitted": True, "counted": False}
-    found = [
-        {"claim": claim.claim, "family": claim.family or claim.chapter} | usual | piece
-        for claim in claims or all_claims()
-        for item in claim.evidence
-        for piece in list(_kind(item)(item, tables)) or [{"label": _label(item)}]
-    ]
+    found = []
+    for claim in claims or all_claims():
+        family = {"claim": claim.claim, "family": claim.family or claim.chapter}
+        for item in claim.evidence:
+            pieces = list(_kind(item)(item, tables)) or [{}]
+            found += [family | {"label": _label(item)} | usual | piece for piece in pieces]
     names = ["claim", "family", "label", "unit", "expected", "room", *usual]
     table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
     p = table["p"].where(table["margin"] == 0)  # with a margin, intervals judge
@@ -142,13 +142,9 @@ def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator
         # Of the second run the accuracy may not be among the results; the difference is.
         room = 100 * (1 - _mean(tables, first, "accuracy_ensemble")) + numbers["difference"]
         fits = "fits" not in item or _mean(tables, second, "accuracy_train") > item["fits"]
-        margin = item.get("by", item.get("within", 0.0))
-        yield {
-            **{name: row[name] for name in ("p", "seeds", "differing")},
-            **numbers,
-            **{"label": _label(item), "unit": "points", "expected": int("better" in item)},
-            **{"margin": margin, "room": room, "fitted": fits},
-        }
+        expected, margin = int("better" in item), item.get("by", item.get("within", 0.0))
+        claimed = {"expected": expected, "margin": margin, "room": room, "fitted": fits}
+        yield row | numbers | {"unit": "points"} | claimed
 
 
 def _mean(tables: dict[str, pd.DataFrame], method: str, figure: str) -> float:
@@ -163,8 +159,8 @@ def _measured(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator
     if "minus" in item:
         values = (values - _by_seed(item, "minus", tables)).dropna()
     if len(values):
-        names = {"label": item["label"], "unit": item["unit"], "expected": item["sign"]}
-        yield statistics.over_seeds(values.to_numpy()) | names
+        claimed = {"unit": item["unit"], "expected": item["sign"]}
+        yield statistics.over_seeds(values.to_numpy()) | claimed
 
 
 def _by_seed(item: dict[str, Any], rows: str, tables: dict[str, pd.DataFrame]) -> pd.Series:

@@ -157,14 +157,11 @@ def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.Data
 
 def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     """Put each value and its interval, if it has one, into a column: "0.37 (0.36 to 0.37)"."""
-    texts = table.copy()
+    texts, number = table.copy(), "{:.2f}".format
     for name in [name for name in table if f"{name}_low" in table]:
         low, high = texts.pop(f"{name}_low"), texts.pop(f"{name}_high")
-        values = zip(texts[name], low, high, strict=True)
-        texts[name] = [
-            f"{value:.2f}" + (f" ({a:.2f} to {b:.2f})" if pd.notna(a) else "")
-            for value, a, b in values
-        ]
+        spans = " (" + low.map(number) + " to " + high.map(number) + ")"
+        texts[name] = texts[name].map(number) + spans.where(low.notna(), "")
     return texts
 
 

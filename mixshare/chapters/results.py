@@ -41,14 +41,13 @@ COLUMNS = {
     "folded_latency_ms": ("folded: latency, ms", 1, 2),
 }
 _NAMES = tuple(COLUMNS)
-FIGURES, COSTS, FOLDED = _NAMES[:7], _NAMES[7:11], _NAMES[12:]
+FIGURES, COSTS = _NAMES[:7], _NAMES[7:]
 # Of each test image: the figure whose mean it is, and its name in `metrics.image_scores`.
 IMAGE_SCORES = {"accuracy_ensemble": "right", "nll": "nll"}
 # Of the tables in the README and in the book.
 TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
-    *COSTS[1:3],
-    "latency_ms",
+    *("multiply_adds", "training_rows", "latency_ms"),
 )
 ENSEMBLE = 2  # networks in a deep ensemble, each trained and asked by itself
 # Its costs, as multiples of one network's; it can't be folded.
@@ -269,7 +268,7 @@ def costs(finished: Sequence[runs.Run], repeats: int = 30) -> pd.DataFrame:
     for name, run in first.items():
         if run.config.method == "single":
             table.loc[ensemble_name(name)] = table.loc[name] * pd.Series(OF_ENSEMBLE)
-    return table[[*COSTS, "latency_ms", *FOLDED]]
+    return table[list(COSTS)]
 
 
 def _of_training(run: runs.Run) -> dict[str, float]:

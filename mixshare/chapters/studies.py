@@ -31,7 +31,7 @@ CKA_BATCH = 50  # images in a mini-batch; of few images, half
 ALIGNMENTS = ("identical", "colinear", "half", "flipped", "independent")  # encoder_init
 SCORES = ("overlap", "init_overlap", "change", "scale_free", "rank_correlation", "cka")
 SCORES += ("own", "swapped", "own_minus_swapped", "moved")
-SCORES += ("mce", "auroc", "aurc", "agreement", "agreement_wrong")  # of chapter 07
+SCORES += ("mce", "auroc", "aurc")  # of chapter 07
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,11 @@ def _names(run: runs.Run) -> dict[str, Any]:
     return {"method": run.config.name, "seed": run.config.seed}
 
 
+def by_method(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name runs by their methods alone, for a table of runs that all have the same overrides."""
+    return rows.assign(method=rows["method"].str.partition("+")[0])
+
+
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average the scores of `sharing` or `cross_talk` over the seeds, with 95 % t intervals.
 
@@ -232,11 +237,9 @@ def over_training(table: pd.DataFrame, by: list[str], scores: Sequence[str]) -> 
             start, end = group[f"init_{name}"], group[name]
             mean, low, high = statistics.interval(end - start)
             verdict = "rises" if low > 0 else "falls" if high < 0 else statistics.UNDECIDED
-            numbers = {"start": start.mean(), "end": end.mean(), "change": mean}
-            names = dict(zip(by, key, strict=True)) | {"score": name, "seeds": len(group)}
-            rows.append(
-                names | numbers | {"change_low": low, "change_high": high, "verdict": verdict}
-            )
+            row = dict(zip(by, key, strict=True)) | {"score": name, "seeds": len(group)}
+            row |= {"start": start.mean(), "end": end.mean(), "change": mean}
+            rows.append(row | {"change_low": low, "change_high": high, "verdict": verdict})
     return pd.DataFrame(rows)
 
 

@@ -45,13 +45,11 @@ def _draw_training(panel: Axes, config: RunConfig, members: list[int]) -> None:
     middle, several = (len(members) - 1) / 2, config.members > 1
     for row, member in enumerate(members):
         face = MEMBER_FACES[row % 2] if several else SHARED_FACE
-        shared = config.tied or not several
-        index = "" if not several else f"_{{{member}}}"
-        names = {"input": f"image $x{index}$"}
-        names["encoder"] = f"encoder\n$c{'' if shared else index}$"
-        names["classifier"] = f"classifier\n$d{'' if shared else index}$"
-        for column, text in names.items():
-            _box(panel, column, row, text, face)
+        index = f"_{{{member}}}" if several else ""
+        own = "" if config.tied else index
+        _box(panel, "input", row, f"image $x{index}$", face)
+        _box(panel, "encoder", row, f"encoder\n$c{own}$", face)
+        _box(panel, "classifier", row, f"classifier\n$d{own}$", face)
         _arrow(panel, ("input", row), ("encoder", row))
         _arrow(panel, ("encoder", row), ("mix" if several else "core", middle))
         _arrow(panel, ("unmix", row if config.unmix else middle), ("classifier", row))

@@ -89,7 +89,7 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     with new_figure(2, columns, width, 3.7, sharex=True) as (figure, axes):
         for name, (left, *rights) in zip(IMAGE_FIGURES, axes, strict=True):
             label, unit, scale, _ = FIGURES[name]
-            _draw_lines(left, rows, field, lines, name, scale)
+            _draw_lines(left, rows, field, name, scale)
             left.set_ylabel(f"{label}, {unit.replace('points', '%')}")
             for right in rights:
                 pairs = differences[differences["figure"] == name]
@@ -102,11 +102,9 @@ def along(rows: pd.DataFrame, differences: pd.DataFrame, field: str) -> Figure:
     return figure
 
 
-def _draw_lines(
-    panel: Axes, rows: pd.DataFrame, field: str, lines: Sequence[str], name: str, scale: float
-) -> None:
-    for line in lines:
-        runs, style = rows[rows["line"] == line], style_of(line)
+def _draw_lines(panel: Axes, rows: pd.DataFrame, field: str, name: str, scale: float) -> None:
+    for line, runs in rows.groupby("line", sort=False):
+        style = style_of(line)
         dots = style | {"linestyle": "none"}
         panel.plot(runs[field], scale * runs[name], **dots, markersize=2.5, alpha=0.5)
         means = scale * runs.groupby(field)[name].mean()
@@ -151,8 +149,8 @@ def claims(evidence: pd.DataFrame) -> Figure:
             style = VERDICT_STYLES.get(row.verdict, OTHER_STYLE)
             draw_comparison(panel, row.Index, row, **style)
             if row.margin:
-                edges = [[row.Index - 0.4] * 2, [row.Index + 0.4] * 2]
-                panel.vlines([-row.margin, row.margin], *edges, color=FAINT, linewidth=1.5)
+                top, bottom = row.Index - 0.4, row.Index + 0.4
+                panel.vlines([-row.margin, row.margin], top, bottom, color=FAINT, linewidth=1.5)
             if abs(row.difference) > most:
                 side = np.sign(row.difference)
                 text = f"{row.difference:+.0f} →" if side > 0 else f"← {row.difference:+.0f}"

@@ -27,7 +27,6 @@ from mixshare.figures.style import (
 NEAR = 4  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
-CHANCE_STYLE |= {"label": "chance, 5 to 95 %"}
 
 
 def short(name: str) -> str:
@@ -94,7 +93,7 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
     seeds = runs["seed"].nunique()
     for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
-        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE)
+        panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label="chance, 5 to 95 %")
         panel.plot([x], [row.overlap], **style)
     panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
 
@@ -127,13 +126,12 @@ def drift(table: pd.DataFrame) -> Figure:
         table: As `chapters.studies.drift` gives it, with a column `start`, the encoder_init.
     """
     panels = {"accuracy_ensemble": "ensemble accuracy, %", "agreement": "agreement, %"}
+    # Hollow, so that runs at one place are all seen.
+    hollow = {"linestyle": "none", "markersize": 5, "fillstyle": "none", "markeredgewidth": 0.8}
     with new_figure(1, 2, "full", 2.2) as (figure, axes):
         for panel, (column, label) in zip(axes[0], panels.items(), strict=True):
             for encoder_init, rows in table.groupby("start", sort=False):
-                # Hollow, so that runs at one place are all seen.
-                style = ENCODER_STYLES[encoder_init] | {"linestyle": "none", "markersize": 5}
-                style |= {"markerfacecolor": "none", "markeredgewidth": 0.8}
-                style["label"] = start(encoder_init)
+                style = ENCODER_STYLES[encoder_init] | hollow | {"label": start(encoder_init)}
                 panel.plot(rows["kernel_cosine"], 100 * rows[column], **style)
             panel.set(xlabel="mean cosine of kernels after training", ylabel=label)
         legend_above(figure, axes[0, 0], table["start"].nunique())

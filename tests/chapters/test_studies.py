@@ -277,6 +277,11 @@ def test_mean_alignment_is_one_for_equal_kernels_and_in_every_history(finished):
     assert finished("single", 1).history["kernel_cosine"].isna().all()
 
 
+def test_runs_of_the_same_overrides_are_named_by_their_methods():
+    table = pd.DataFrame({"method": ["mimo+width=2", "mixshare", "mixshare+tied=true+width=2"]})
+    assert studies.by_method(table)["method"].tolist() == ["mimo", "mixshare", "mixshare"]
+
+
 def test_bars_are_drawn_for_every_feature_sorted_by_the_members_difference():
     values = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
     rows = [[("a", values), ("b", values)], [("c", values[:, :8]), ("d", values)]]
