@@ -1,6 +1,7 @@
 """Tables over runs: mean ± deviation, the deep ensemble, paired differences, costs."""
 
 import math
+import shutil
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from references import is_holm, scored
 
 import mixshare
-from mixshare import metrics
+from mixshare import metrics, runs
 from mixshare.chapters import grids, results
 from mixshare.files import outputs_folder
 
@@ -284,6 +285,21 @@ def test_runs_that_are_missing_are_named(finished, copied):
     collection = results.collect(wanted, outputs_folder())
     assert [run.config.method for run in collection.runs] == ["mimo"]
     assert collection.missing == ["mixshare seed 1: not trained"]
+
+
+def test_available_are_the_readers_own_runs_then_the_published_ones_and_no_others(
+    copied, tmp_path, monkeypatch
+):
+    own, other = copied("mimo", 1), copied("mimo", 2)
+    published = tmp_path / "published"
+    for run in (own, other):
+        shutil.copytree(run.folder, runs.run_folder(run.config, published))
+    shutil.rmtree(other.folder)
+    monkeypatch.setattr(results, "published_folder", lambda: published)
+    missing = mixshare.RunConfig.preset("smoke", "mixshare", 1)
+    found = results.available([other.config, missing, own.config])
+    assert [run.config for run in found] == [other.config, own.config]
+    assert [run.folder.is_relative_to(published) for run in found] == [True, False]
 
 
 def test_a_damaged_run_is_named_with_its_reason(copied):

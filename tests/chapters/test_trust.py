@@ -380,6 +380,8 @@ class TestErrorsFound:
         right = trust.agreements([answers(logits, torch.tensor([0, 1, 0, 1]))])
         assert right["agreement_wrong"].isna().all() and right["errors"].tolist() == [0]
         assert trust.agreements([answers(logits[:1], torch.tensor([0, 2, 2, 1]), "single")]).empty
+        tied = RunConfig.preset("smoke", tied=True)  # members that always agree
+        assert trust.agreements([trust.Answers(tied, logits, torch.tensor([0, 2, 2, 1]))]).empty
 
     def test_what_it_means_is_said_of_any_share(self):
         assert trust.meaning(math.nan) == "There is no error."
