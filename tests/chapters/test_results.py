@@ -150,8 +150,8 @@ class TestPairedDifferences:
         apart = random_runs(("single",), (1, 2)) + random_runs(("mixshare",), (3, 4))
         columns = list(results.paired(random_runs(), "mixshare").columns)
         assert columns[:4] == ["method", "other", "figure", "difference"]
-        for runs in (apart, random_runs(("mixshare",)), random_runs(("mimo", "single")), []):
-            table = results.paired(runs, "mixshare")
+        for each in (apart, random_runs(("mixshare",)), random_runs(("mimo", "single")), []):
+            table = results.paired(each, "mixshare")
             assert table.empty and list(table.columns) == columns
 
     def test_leave_out_runs_whose_scores_are_not_published(self, copied):
