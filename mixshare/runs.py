@@ -78,6 +78,11 @@ class Run:
         """Whether the test logits are available; large ones are not all published."""
         return (self.folder / "test_logits.npz").is_file()
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are available; large ones are not all published."""
+        return (self.folder / "weights.safetensors").is_file()
+
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """`metrics.image_scores`, from test_scores.npz, or from the logits where there is none."""

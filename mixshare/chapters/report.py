@@ -12,6 +12,7 @@ from mixshare.figures.names import FIGURES, title
 RELATIONS = {
     "higher": "significantly higher than that of",
     "lower": "significantly lower than that of",
+    statistics.AFTER_HOLM: "not significantly different, after Holm's correction, from that of",
     statistics.TOO_FEW: "too close to judge (fewer than ten test images differ) against that of",
 }
 EXPECTED = {-1: "lower", 0: "–", 1: "higher"}
@@ -130,6 +131,25 @@ def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = t
     return " ".join(filter(None, [*said, holm, one]))
 
 
+def answer(question: str, compared: pd.DataFrame) -> Text | None:
+    """Return how far differences answer a grid's question; nothing where none is asked.
+
+    Args:
+        question: The grid's.
+        compared: As `results.paired` returns it.
+    """
+    texts = []
+    for figure, rows in compared.groupby("figure", sort=False):
+        what, unit, scale, digits = FIGURES[figure]
+        clear = rows[rows["verdict"].isin(["higher", "lower"])]
+        values = [f"{signed(scale * value, digits)} {unit}" for value in clear["difference"]]
+        named = each(clear.assign(value=values), "{method} minus {other} ({value})")
+        found = f"{len(clear)} of {len(rows)} differences in {what} are significant"
+        texts.append(f"{found}: {listed(named)}." if named else f"{found}.")
+    found = " ".join(texts) or "There is nothing to compare."
+    return where(bool(question), f"**{question}** {found} What these do not show stays open.")
+
+
 def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
     """Return a table for people: names and units in full, and what names a row as its index.
 
@@ -214,22 +234,26 @@ def judged(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=["main", "holds", "family"])
 
 
-def box(folder: Path, chapter: str = "") -> Text | None:
+def box(folder: Path, chapter: str = "") -> Text:
     """Return the end of a chapter: each of its claims, the evidence, the verdict, what is open.
 
     Args:
         folder: As in `judged`.
-        chapter: Its name; by default all claims. Of one without claims there is no box.
+        chapter: Its name; by default all claims. Those without results are listed at the end.
     """
     claimed = judged(folder)
+    claimed = claimed[claimed["chapter"].str.startswith(chapter)]
+    untested = claimed["verdict"] == claims.NO_RESULTS
     boxes = [
         f"> **Claim** ({row.place}). {row.claim}\n>\n> **Evidence**\n>\n"
         + "".join(f"> - {piece}\n" for piece in row.evidence.split("; "))
         + f">\n> **Verdict: {row.verdict}.** What would falsify it: {row.falsified}\n>\n"
         + f"> **Still open.** {row.open}"
-        for row in claimed[claimed["chapter"].str.startswith(chapter)].itertuples()
+        for row in claimed[~untested].itertuples()
     ]
-    return where(bool(boxes), "\n\n".join(boxes))
+    if untested.any():
+        boxes.append(f"> **Not tested by these results.** {' '.join(claimed[untested]['claim'])}")
+    return Text("\n\n".join(boxes))
 
 
 def overview(folders: dict[str, Path], main: bool = False) -> Text:

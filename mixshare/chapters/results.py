@@ -13,14 +13,15 @@ import torch
 
 from mixshare import runs
 from mixshare.chapters import speed, statistics
+from mixshare.chapters.answers import Answers, answers, ensemble
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.execution import torch_settings
 from mixshare.figures.names import title
 from mixshare.files import outputs_folder, published_folder, write_text
-from mixshare.metrics import evaluate
 from mixshare.model import MultiInput, fold
 from mixshare.plan import steps_per_epoch
+from mixshare.training import train
 
 # Of tables for people: the heading, what a value is multiplied by, digits after the point.
 COLUMNS = {
@@ -79,10 +80,25 @@ def collect(configs: Sequence[RunConfig], base: Path) -> Collection:
     return collection
 
 
-def available(configs: Sequence[RunConfig]) -> list[runs.Run]:
-    """Return the runs that are finished: the reader's own, else the published ones."""
+def available(configs: Sequence[RunConfig], train_missing: bool = False) -> list[runs.Run]:
+    """Return the runs that are finished: the reader's own, else the published ones.
+
+    Args:
+        configs: The runs that are wanted.
+        train_missing: Train those that are not among the reader's own.
+
+    Raises:
+        OSError: There is none.
+    """
+    if train_missing:
+        return [train(config) for config in configs]
     bases = published_folder(), outputs_folder()  # of a run in both the last one counts
     found = {run.config: run for base in bases for run in collect(configs, base).runs}
+    if not found:
+        raise FileProblem(
+            f"none of {len(configs)} runs is finished, such as {configs[0].name}, seed "
+            f"{configs[0].seed}, profile {configs[0].profile}; train_missing=True makes them"
+        )
     return [found[config] for config in configs if config in found]
 
 
@@ -102,18 +118,18 @@ def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:
 def deep_ensembles(finished: Sequence[runs.Run]) -> pd.DataFrame:
     """Return one row, like `per_run`'s, for each choice of two single networks that are alike.
 
-    They are alike in all but the seed, and their logits are averaged; runs without test logits are
-    left out.
+    They are alike in all but the seed, and their logits are averaged; runs without test logits and
+    weights are left out.
     """
-    alike: dict[str, list[runs.Run]] = {}
+    alike: dict[str, list[Answers]] = {}
     for run in finished:
-        if run.config.method == "single" and run.has_logits:
-            alike.setdefault(run.config.name, []).append(run)
+        if run.config.method == "single" and (run.has_logits or run.has_weights):
+            alike.setdefault(run.config.name, []).append(answers(run))
     rows = []
     for name, group in alike.items():
         for members in combinations(group, ENSEMBLE):
-            seeds = "+".join(str(run.config.seed) for run in members)
-            metrics = evaluate(torch.cat([run.logits for run in members]), members[0].labels)
+            seeds = "+".join(str(each.config.seed) for each in members)
+            metrics = ensemble(members).metrics
             rows.append({"method": ensemble_name(name), "seed": seeds, **metrics})
     return _rows(rows)
 
@@ -172,18 +188,15 @@ def paired(
         A row a comparison and figure, `method` minus `other`: `statistics.difference`, `holm` (p
         over the figure's comparisons), and two verdicts, `raw` and with Holm's p.
     """
-    by_name: dict[str, dict[int, runs.Run]] = {}
-    for run in finished:
-        if run.has_scores:
-            by_name.setdefault(run.config.name, {})[run.config.seed] = run
-    pairs = [(_baseline(method, other, by_name), other) for other in by_name]
+    named = by_name(finished)
+    pairs = [(_baseline(method, other, named), other) for other in named]
     families = []
     for figure in figures:
         comparisons = [
             {"method": base, "other": other, "figure": figure}
-            | _compared(by_name[base], by_name[other], figure)
+            | compared(named[base], named[other], figure)
             for base, other in pairs
-            if base and by_name[base].keys() & by_name[other].keys()
+            if base and named[base].keys() & named[other].keys()
         ]
         families.append(statistics.family(comparisons))
     names = ("method", "other", "figure")
@@ -199,16 +212,30 @@ def _baseline(method: str, other: str, available: Container[str]) -> str | None:
     return next((name for name in names if name in available and name != other), None)
 
 
-def _compared(
-    first: dict[int, runs.Run], second: dict[int, runs.Run], figure: str
+def by_name(finished: Sequence[runs.Run]) -> dict[str, dict[int, runs.Run]]:
+    """Return the runs that have scores of each test image, by name and then by seed."""
+    named: dict[str, dict[int, runs.Run]] = {}
+    for run in finished:
+        if run.has_scores:
+            named.setdefault(run.config.name, {})[run.config.seed] = run
+    return named
+
+
+def compared(
+    first: dict[int, runs.Run | Answers], second: dict[int, runs.Run | Answers], figure: str
 ) -> dict[str, Any]:
-    """Return the comparison of two methods' runs, by seed, on the seeds that they share."""
+    """Return `statistics.difference` of two methods' runs, by seed, on the seeds that they share.
+
+    Args:
+        first, second: Runs, or answers, by seed.
+        figure: Of IMAGE_SCORES.
+    """
     seeds = [seed for seed in first if seed in second]
-    scores = (image_scores([each[seed] for seed in seeds], figure) for each in (first, second))
+    scores = (_image_scores([each[seed] for seed in seeds], figure) for each in (first, second))
     return statistics.difference(*scores)
 
 
-def image_scores(finished: Sequence[runs.Run], figure: str) -> np.ndarray:
+def _image_scores(finished: Sequence[runs.Run], figure: str) -> np.ndarray:
     """Return the ensemble's score of each test image for each run, (S, N), of IMAGE_SCORES."""
     return np.stack([run.scores[IMAGE_SCORES[figure]][0].astype(float) for run in finished])
 

@@ -17,6 +17,7 @@ LEAST_DIFFERING = 10  # test images that must differ before a difference gets a 
 DECIMALS = 12  # of a mean: sums in another order are equal
 TOO_FEW = "too few images differ"
 UNDECIDED = "not significant"
+AFTER_HOLM = "not significant after Holm"  # by itself it is
 # Of a family's table.
 MEASURED = ("difference", "seeds_low", "seeds_high", "images_low", "images_high")
 MEASURED += ("p", "seeds", "differing")
@@ -123,18 +124,20 @@ def verdict(comparison: dict[str, Any], p: float, expected: int = 0) -> str:
         expected: The sign that is claimed of it, or 0.
 
     Returns:
-        UNDECIDED, or TOO_FEW; else of an expected sign "supports" or "contradicts", and of none
-        "higher" or "lower".
+        UNDECIDED, TOO_FEW, or AFTER_HOLM; else of an expected sign "supports" or "contradicts", and
+        of none "higher" or "lower".
     """
     if comparison["differing"] < LEAST_DIFFERING:
         return TOO_FEW
     lows = np.array([comparison["seeds_low"], comparison["images_low"]])
     highs = np.array([comparison["seeds_high"], comparison["images_high"]])
-    if not p < LEVEL or (lows == highs).any():
+    if not comparison["p"] < LEVEL or (lows == highs).any():
         return UNDECIDED
     sign = int(np.nanmin(lows) > 0) - int(np.nanmax(highs) < 0)  # NaN: no interval over images
     if not sign:
         return UNDECIDED
+    if not p < LEVEL:
+        return AFTER_HOLM
     if not expected:
         return "higher" if sign > 0 else "lower"
     return "supports" if sign == expected else "contradicts"

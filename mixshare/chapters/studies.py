@@ -4,11 +4,10 @@ The scores themselves are in `features` and `similarity`. Dimensions: M members,
 F fixed inputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,6 +18,8 @@ from torch import Tensor
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
 from mixshare.chapters import grids, results, similarity, statistics
+from mixshare.chapters.answers import Answers, answers, ensemble
+from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import torch_settings
@@ -61,18 +62,6 @@ ADJUSTMENTS = tuple(Adjustment(base, *row) for base, rows in _ADJUSTMENTS.items(
 TWO_SINGLE = Adjustment("mixshare", "control: two single networks, equal multiply-adds", {}, "", 0)
 
 
-def with_encoder_init(profile: str, encoder_init: str, seed: int) -> RunConfig:
-    """Return the run of MixShare whose encoders start so."""
-    return RunConfig.preset(profile, "mixshare", seed, encoder_init=encoder_init)
-
-
-def unmixing_pair(profile: str, seed: int) -> list[RunConfig]:
-    """Return MixShare with independent encoders, with unmixing and without."""
-    independent = {"encoder_init": "independent"}
-    overrides = (independent, independent | {"unmix": False})
-    return [RunConfig.of(profile, "mixshare", seed, each) for each in overrides]
-
-
 def half_cost_pair(profile: str, seed: int) -> list[RunConfig]:
     """Return two single networks of half the multiply-adds each: 0.7 of the width, near √½.
 
@@ -84,10 +73,10 @@ def half_cost_pair(profile: str, seed: int) -> list[RunConfig]:
 
 
 def aligned_runs(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
-    """Return all runs of chapter 02, seed by seed."""
-    starts = [with_encoder_init(profile, start, seed) for seed in seeds for start in ALIGNMENTS]
-    pairs = [config for seed in seeds for config in unmixing_pair(profile, seed)]
-    return list(dict.fromkeys([*starts, *pairs]))
+    """Return all runs of chapter 02: each start of the encoders, and one without unmixing."""
+    overrides = [{"encoder_init": start} for start in ALIGNMENTS]
+    overrides.append({"encoder_init": "independent", "unmix": False})
+    return grids.every_run(profile, ["mixshare"], seeds, overrides)
 
 
 def adjusted_runs(profile: str, seeds: Sequence[int]) -> list[RunConfig]:
@@ -307,49 +296,54 @@ def _training_masks(config: RunConfig, images: int, height: int, width: int) -> 
     return mixing.cutmix_masks(boxes, torch.arange(config.members), height, width)
 
 
-def adjustments(
-    profile: str, seeds: Sequence[int], load: Callable[[RunConfig], runs.Run] = runs.load
-) -> pd.DataFrame:
+def adjustments(finished: Sequence[runs.Run]) -> pd.DataFrame:
     """Compare each adjustment with its base, on the same seeds and test images.
 
     Args:
-        profile, seeds: Of all runs.
-        load: How a run is had; `mixshare.train` trains those that are missing.
+        finished: Runs of one profile, such as those of `adjusted_runs`; a change that has no seed
+            in common with its base is left out.
 
     Returns:
         A row an adjustment, and one for the deep ensemble of two small single networks that cost
         what MixShare costs, for ensemble accuracy and then for NLL: `statistics.difference` and
         `statistics.family`, a family being the rows of one base and figure with a statement.
+
+    Raises:
+        OSError: There is none that has one.
     """
-    bases = {
-        name: [load(RunConfig.preset(profile, name, seed)) for seed in seeds]
-        for name in _ADJUSTMENTS
-    }
-    changed = [(row, [load(row.config(profile, seed)) for seed in seeds]) for row in ADJUSTMENTS]
-    small = [[load(config) for config in half_cost_pair(profile, seed)] for seed in seeds]
-    if all(run.has_logits for pair in small for run in pair):
-        changed.append((TWO_SINGLE, [_ensemble(pair) for pair in small]))
+    by_name, profile = results.by_name(finished), finished[0].config.profile
+    changes = [(row, row.name, by_name.get(row.name, {})) for row in ADJUSTMENTS]
+    small = results.ensemble_name(half_cost_pair(profile, 1)[0].name)
+    changes.append((TWO_SINGLE, small, _small_ensembles(finished)))
     better = {"accuracy_ensemble": 1, "nll": -1}
     table = pd.DataFrame(
         {
             **{"base": row.base, "change": row.change, "figure": figure},
-            **{"method": row.name, "other": row.base},
-            **statistics.difference(
-                results.image_scores(changed_runs, figure),
-                results.image_scores(bases[row.base], figure),
-            ),
+            **{"method": name, "other": row.base},
+            **results.compared(changed, by_name[row.base], figure),
             **{"appendix": row.statement, "expected": sign * row.expected},
         }
         for figure, sign in better.items()
-        for row, changed_runs in changed
+        for row, name, changed in changes
+        if changed.keys() & by_name.get(row.base, {}).keys()
     )
+    if table.empty:
+        raise FileProblem(
+            f"among {len(finished)} runs no change has a seed in common with its base; "
+            "train_missing=True trains both"
+        )
     families = table.groupby(["figure", "base", table["expected"] != 0], sort=False)
     judged = [statistics.family(rows.to_dict("records"), rows["expected"]) for _, rows in families]
     return pd.concat(judged, ignore_index=True)
 
 
-def _ensemble(members: Sequence[runs.Run]) -> SimpleNamespace:
-    """Return the deep ensemble of runs, as `results.image_scores` takes a run."""
-    logits = torch.cat([run.logits for run in members])
-    scores = metrics.image_scores(logits, members[0].labels)
-    return SimpleNamespace(scores={name: each.numpy() for name, each in scores.items()})
+def _small_ensembles(finished: Sequence[runs.Run]) -> dict[int, Answers]:
+    """Return by seed the deep ensemble of each `half_cost_pair` that has answers."""
+    found = {run.config: run for run in finished if run.has_logits or run.has_weights}
+    seeds = {run.config.seed: run.config.profile for run in finished}
+    pairs = {seed: half_cost_pair(profile, seed) for seed, profile in seeds.items()}
+    return {
+        seed: ensemble([answers(found[config]) for config in pair])
+        for seed, pair in pairs.items()
+        if found.keys() >= {*pair}
+    }

@@ -84,6 +84,10 @@ class TestDifferences:
         )
         assert "nothing to compare" in report.differences(few[:0], "nll")
 
+    def test_name_those_that_only_holms_correction_leaves_open(self):
+        text = report.differences(pairs({"verdict": statistics.AFTER_HOLM}), "accuracy_ensemble")
+        assert "not significantly different, after Holm's correction, from that of MIMO" in text
+
     def test_use_the_names_that_they_are_given(self):
         text = report.differences(
             pairs({}), "accuracy_ensemble", {"mimo": "M", "mixshare": "S"}.get
@@ -95,6 +99,21 @@ def test_rows_are_grouped_by_their_verdicts():
     table = pd.DataFrame({"method": ["mimo", "mixshare", "single"], "verdict": ["up", "?", "up"]})
     text = report.grouped(table, "{method}", {"up": "rises in"}, "is open in")
     assert text == "rises in MIMO and Single network; is open in MixShare"
+
+
+class TestTheAnswerOfAGrid:
+    def test_counts_and_names_the_significant_differences(self):
+        undecided = {"verdict": statistics.UNDECIDED}
+        nll = [undecided | {"figure": "nll", "other": other} for other in ("mimo", "single")]
+        assert report.answer("Is it so?", pairs({}, {"other": "single"} | undecided, *nll)) == (
+            "**Is it so?** 1 of 2 differences in ensemble accuracy are significant: MixShare minus "
+            "MIMO (+1.00 points). 0 of 2 differences in NLL are significant. What these do not "
+            "show stays open."
+        )
+
+    def test_of_nothing_is_open_and_without_a_question_there_is_none(self):
+        assert "nothing to compare" in report.answer("Is it so?", pairs({})[:0])
+        assert report.answer("", pairs({})) is None
 
 
 class TestReadable:
@@ -137,7 +156,15 @@ class TestClaims:
 
     def test_without_tables_there_is_no_evidence(self, tmp_path):
         box = report.box(tmp_path, "04_adjustments")
-        assert box.count(": not run") == box.count("no results") == 6
+        claimed = [each.claim for each in claims.all_claims() if each.chapter == "04_adjustments"]
+        assert box == f"> **Not tested by these results.** {' '.join(claimed)}"
+        (tmp_path / "adjustments.csv").write_text(
+            (self.folder / "adjustments.csv").read_text(encoding="utf-8"), encoding="utf-8"
+        )
+        box = report.box(tmp_path, "04_adjustments")
+        assert (
+            box.count("> **Claim**") == 3 and box.count("> **Not tested by these results.**") == 1
+        )
 
     def test_the_overview_has_a_row_for_each_and_a_column_for_each_profile(self, outputs):
         lines = report.overview({"digits": self.folder, "smoke": outputs}).splitlines()

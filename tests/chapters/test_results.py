@@ -14,6 +14,7 @@ from references import is_holm, scored
 import mixshare
 from mixshare import metrics, runs
 from mixshare.chapters import grids, results
+from mixshare.checks import FileProblem
 from mixshare.files import outputs_folder
 
 
@@ -79,10 +80,13 @@ def test_the_deep_ensemble_averages_the_logits_of_every_pair_of_single_networks(
     assert rows.loc[1, "nll"] == pytest.approx(nll)
 
 
-def test_runs_whose_logits_are_not_published_are_in_no_deep_ensemble(copied):
+def test_a_deep_ensemble_is_had_from_weights_too_and_not_without_both(copied):
     pair = [copied("single", 1), copied("single", 2)]
-    assert len(results.deep_ensembles(pair)) == 1
+    from_logits = results.deep_ensembles(pair)
+    assert len(from_logits) == 1
     (pair[1].folder / "test_logits.npz").unlink()
+    pd.testing.assert_frame_equal(results.deep_ensembles(pair), from_logits, rtol=1e-3)
+    (pair[1].folder / "weights.safetensors").unlink()
     assert results.deep_ensembles(pair).empty
 
 
@@ -300,6 +304,14 @@ def test_available_are_the_readers_own_runs_then_the_published_ones_and_no_other
     found = results.available([other.config, missing, own.config])
     assert [run.config for run in found] == [other.config, own.config]
     assert [run.folder.is_relative_to(published) for run in found] == [True, False]
+
+
+def test_available_are_trained_where_that_is_asked_for(outputs):
+    wanted = [mixshare.RunConfig.preset("smoke", "single", 1, epochs=1)]
+    with pytest.raises(FileProblem, match="none of 1 runs is finished, such as single.epochs=1"):
+        results.available(wanted)
+    assert [run.config for run in results.available(wanted, train_missing=True)] == wanted
+    assert [run.folder for run in results.available(wanted)] == [runs.run_folder(wanted[0])]
 
 
 def test_a_damaged_run_is_named_with_its_reason(copied):

@@ -37,7 +37,12 @@ def counted(*differences, images=500):
 
 def compared(seeds, images, differing, p) -> dict:
     ends = {"seeds_low": seeds[0], "seeds_high": seeds[1]}
-    return ends | {"images_low": images[0], "images_high": images[1], "differing": differing}
+    return ends | {
+        "images_low": images[0],
+        "images_high": images[1],
+        "differing": differing,
+        "p": p,
+    }
 
 
 def judged(expected=0, **changes) -> str:
@@ -175,6 +180,12 @@ class TestAVerdict:
     def test_is_open_unless_both_intervals_leave_out_zero_and_p_is_below_5_percent(self, changes):
         assert [judged(sign, **changes) for sign in (0, 1, -1)] == [statistics.UNDECIDED] * 3
 
+    def test_says_where_only_the_correction_leaves_it_open(self):
+        found = compared(**GOOD)
+        assert statistics.verdict(found, 0.05) == statistics.AFTER_HOLM
+        wide = compared(**GOOD | {"images": (-0.01, 0.05)})
+        assert statistics.verdict(wide, 0.05) == statistics.UNDECIDED
+
     def test_wants_ten_images_that_differ(self):
         assert judged(differing=9) == judged(1, differing=9) == statistics.TOO_FEW
         assert judged(differing=10) == "higher"
@@ -199,7 +210,7 @@ class TestAFamily:
         assert is_holm(self.table["holm"], self.p)
         raw, adjusted = (list(self.table[name]) for name in ("raw", "verdict"))
         assert raw == ["supports", "contradicts", "higher", *["not significant"] * 2]
-        assert adjusted == ["supports", "not significant", "higher", *["not significant"] * 2]
+        assert adjusted == ["supports", statistics.AFTER_HOLM, "higher", *["not significant"] * 2]
 
     def test_of_one_comparison_is_judged_by_its_own_p(self):
         (row,) = statistics.family([compared(**GOOD) | {"p": 0.04}]).itertuples()

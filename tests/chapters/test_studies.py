@@ -18,6 +18,7 @@ import mixshare
 from mixshare import data, features, figures, metrics, mixing, runs
 from mixshare.chapters import report, similarity, statistics, studies
 from mixshare.chapters.speed import multiply_adds
+from mixshare.checks import FileProblem
 from mixshare.files import published_folder
 from mixshare.training import Training
 
@@ -56,12 +57,15 @@ def test_the_half_cost_pairs_of_different_seeds_share_no_network():
     assert len({config.seed for pair in pairs for config in pair}) == 2 * len(pairs)
 
 
-def test_the_unmixing_pair_differs_in_unmixing_alone():
-    for seed in (1, 2):
-        with_it, without = (each.to_dict() for each in studies.unmixing_pair("digits", seed))
-        assert {name for name in with_it if with_it[name] != without[name]} == {"unmix"}
-        assert (with_it["unmix"], with_it["encoder_init"]) == (True, "independent")
-        assert with_it["seed"] == seed
+def test_the_runs_of_chapter_02_are_one_a_start_and_one_without_unmixing():
+    for seeds in ([1], [1, 2, 3]):
+        configs = studies.aligned_runs("digits", seeds)
+        assert len({config.digest for config in configs}) == len(configs) == 6 * len(seeds)
+        assert {config.name for config in configs} == {
+            "mixshare",
+            *(f"mixshare+encoder_init={start}" for start in studies.ALIGNMENTS[1:]),
+            "mixshare+encoder_init=independent+unmix=false",
+        }
 
 
 def test_a_tied_network_is_one_network_whose_members_are_one(finished):
@@ -247,7 +251,7 @@ def test_an_untrained_network_has_a_train_test_gap_unless_its_encoders_are_ident
     """Cutting two equal encodings together and doubling them is adding them."""
     gaps = {}
     for encoder_init in ("identical", "independent"):
-        config = studies.with_encoder_init("smoke", encoder_init, 1)
+        config = mixshare.RunConfig.preset("smoke", encoder_init=encoder_init)
         run = SimpleNamespace(config=config, model=runs.build_model(config, 1, 10).eval())
         row = studies.gap(run, few)
         gaps[encoder_init] = abs(row["nll_cut"] - row["nll_summed"])
@@ -374,10 +378,17 @@ def answered(config: mixshare.RunConfig, images: int = 100, margin: float = 1.0)
     return SimpleNamespace(
         config=config,
         has_logits=True,
+        has_weights=False,
+        has_scores=True,
         logits=logits,
         labels=labels,
         scores={name: value.numpy() for name, value in scores.items()},
     )
+
+
+def every(seeds: list[int]) -> list[SimpleNamespace]:
+    """Return all runs of chapter 04, with random answers."""
+    return [SimpleNamespace(**vars(answered(c))) for c in studies.adjusted_runs("smoke", seeds)]
 
 
 def ensemble_figures(runs_: list[SimpleNamespace]) -> dict[str, float]:
@@ -396,7 +407,7 @@ def adjusted():
     """Return the study of adjustments on random answers of three seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "REPLICATES", 1000)
-        return studies.adjustments("smoke", [1, 2, 3], answered)
+        return studies.adjustments(every([1, 2, 3]))
 
 
 class TestAdjustments:
@@ -406,7 +417,7 @@ class TestAdjustments:
 
     def test_are_compared_over_any_number_of_seeds(self):
         for seeds in ([1], [1, 2], [1, 2, 3, 4]):
-            table = studies.adjustments("smoke", seeds, answered)
+            table = studies.adjustments(every(seeds))
             assert len(table) == 2 * (len(studies.ADJUSTMENTS) + 1)
             assert table["difference"].notna().all()
             assert (table["seeds_low"].notna() == (len(seeds) > 1)).all()
@@ -457,13 +468,29 @@ class TestAdjustments:
             mean = rows.loc[figure, "difference"]
             assert mean == pytest.approx(np.mean(differences), abs=1e-3)
 
-    def test_are_without_that_control_where_logits_are_missing(self):
-        def load(config):
-            run = answered(config)
-            return SimpleNamespace(**vars(run) | {"has_logits": config.method != "single"})
+    def test_are_without_that_control_where_logits_and_weights_are_missing(self):
+        found = every([1, 2])
+        for run in found:
+            run.has_logits = run.config.method != "single"
+        assert len(studies.adjustments(found)) == 2 * len(studies.ADJUSTMENTS)
 
-        table = studies.adjustments("smoke", [1, 2], load)
-        assert len(table) == 2 * len(studies.ADJUSTMENTS)
+    def test_are_of_the_changes_and_seeds_that_are_there(self):
+        found = every([1, 2, 3])
+        wanted = {"cut_mixmo": (1, 2), "mixshare": (1, 2, 3), "mixshare+unmix=false": (2, 3, 4)}
+        table = studies.adjustments(
+            [r for r in found if r.config.seed in wanted.get(r.config.name, ())]
+        )
+        assert list(table["method"]) == ["mixshare+unmix=false"] * 2
+        assert table["seeds"].str.endswith(" of 2").all()
+
+    def test_without_a_change_that_shares_a_seed_with_its_base_there_are_none(self):
+        bases = [run for run in every([1, 2]) if run.config.name in ("cut_mixmo", "mixshare")]
+        with pytest.raises(FileProblem, match="among 4 runs no change has a seed in common"):
+            studies.adjustments(bases)
+
+    def test_name_the_small_ensemble_by_its_networks(self, adjusted):
+        rows = adjusted[adjusted["change"] == studies.TWO_SINGLE.change]
+        assert set(rows["method"]) == {"deep ensemble of 2+width=0.7"}
 
     def test_are_adjusted_by_holm_over_each_bases_stated_and_unstated_rows_apart(self, adjusted):
         stated = {row.change for row in studies.ADJUSTMENTS if row.expected}
@@ -487,11 +514,11 @@ class TestAdjustments:
         """The statement is of a change that hurts: lower accuracy and higher NLL support it."""
         margins = {"loss_root": 0.0, "input_repetition": 3.0, "unmix_resize": 3.0, "unmix": 0.0}
 
-        def load(config):
+        found = []
+        for config in studies.adjusted_runs("smoke", [1, 2, 3, 4, 5, 6]):
             (field, *_) = [*config.overrides, ""]
-            return answered(config, 400, margins.get(field, 1.0))
-
-        table = studies.adjustments("smoke", [1, 2, 3, 4, 5, 6], load)
+            found.append(answered(config, 400, margins.get(field, 1.0)))
+        table = studies.adjustments(found)
         found = table[table["base"] == "mixshare"].pivot(
             index="change", columns="figure", values="verdict"
         )

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mixshare import RunConfig, metrics
 from mixshare.chapters import statistics, trust
+from mixshare.chapters.answers import LOGITS, PROBABILITIES, Answers
 from mixshare.data import load_data
 from mixshare.files import sha256
 from mixshare.training import predict
@@ -39,8 +40,8 @@ def drawn(seed: int, images: int = 300, classes: int = 5, sharpness: float = 2.0
     return logits, torch.multinomial(logits.softmax(dim=1), 1, generator=random)[:, 0]
 
 
-def answers(logits, labels, method: str = "mimo", seed: int = 1) -> trust.Answers:
-    return trust.Answers(RunConfig.preset("smoke", method, seed), logits, labels)
+def answers(logits, labels, method: str = "mimo", seed: int = 1) -> Answers:
+    return Answers(RunConfig.preset("smoke", method, seed), logits, labels)
 
 
 class TestCalibration:
@@ -144,11 +145,11 @@ class TestAnswers:
         pooled = answers(logits, drawn(0)[1]).pooled
         probabilities = logits.softmax(dim=2)
         torch.testing.assert_close(pooled["member 2"].exp(), probabilities[1])
-        torch.testing.assert_close(pooled[trust.PROBABILITIES].exp(), probabilities.mean(dim=0))
+        torch.testing.assert_close(pooled[PROBABILITIES].exp(), probabilities.mean(dim=0))
         geometric = probabilities.prod(dim=0).sqrt()
         wanted = geometric / geometric.sum(dim=1, keepdim=True)
-        torch.testing.assert_close(pooled[trust.LOGITS].exp(), wanted)
-        assert list(answers(logits[:1], drawn(0)[1]).pooled) == [trust.LOGITS]
+        torch.testing.assert_close(pooled[LOGITS].exp(), wanted)
+        assert list(answers(logits[:1], drawn(0)[1]).pooled) == [LOGITS]
 
 
 class TestTemperature:
@@ -381,7 +382,7 @@ class TestErrorsFound:
         assert right["agreement_wrong"].isna().all() and right["errors"].tolist() == [0]
         assert trust.agreements([answers(logits[:1], torch.tensor([0, 2, 2, 1]), "single")]).empty
         tied = RunConfig.preset("smoke", tied=True)  # members that always agree
-        assert trust.agreements([trust.Answers(tied, logits, torch.tensor([0, 2, 2, 1]))]).empty
+        assert trust.agreements([Answers(tied, logits, torch.tensor([0, 2, 2, 1]))]).empty
 
     def test_what_it_means_is_said_of_any_share(self):
         assert trust.meaning(math.nan) == "There is no error."

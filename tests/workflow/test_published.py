@@ -31,7 +31,7 @@ PHOTOGRAPHS = [
     for path in sorted((PUBLISHED / "photographs").glob("*/seed-*/config.json"))
 ]
 KINDS = ("seeds", "images")
-UNDECIDED = {statistics.UNDECIDED, statistics.TOO_FEW}
+UNDECIDED = {statistics.UNDECIDED, statistics.AFTER_HOLM, statistics.TOO_FEW}
 DECLARED = [
     grids.read(file)
     for file in sorted((project_root() / "workflow" / "grids").glob("*.yml"))
@@ -82,7 +82,9 @@ class TestRuns:
             made_by, stored = run.metrics["provenance"], read_json(run.folder / "config.json")
             assert made_by["config_digest"] == fields_digest(stored)
             assert made_by["git_clean"] and made_by["train_images"] == 6_000
-            assert run.model.encoders[0].weight.isfinite().all() and not run.has_logits
+            assert run.has_scores and not run.has_logits
+            assert run.has_weights == ("weights.safetensors" in publish.run_files(config))
+            assert not run.has_weights or run.model.encoders[0].weight.isfinite().all()
         digests = {published(each).metrics["provenance"]["data_digest"] for each in PHOTOGRAPHS}
         assert len(digests) == 1
 
