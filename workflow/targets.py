@@ -296,7 +296,9 @@ STUDIES = {
         lambda chosen: adjusted_runs(chosen["profile"], chosen["seeds"]),
         ("adjustments.csv", "gap.csv", "adjustments.png"),
     ),
-    "05_results": Study(_chosen, ("results.csv", "runs.csv", "paired.csv", "results.png")),
+    "05_results": Study(
+        _chosen, ("results.csv", "runs.csv", "paired.csv", "settings.csv", "results.png")
+    ),
     "06_speed": Study(lambda _: (), ("speed.json", "speed_spent.png")),
     "07_trust": Study(
         lambda chosen: grids.every_run(*(chosen[key] for key in ("profile", "methods", "seeds"))),

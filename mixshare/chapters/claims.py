@@ -23,6 +23,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 BY_CONSTRUCTION, NO_RESULTS = "true by construction", "no results"
 # Tables of comparisons; a grid's are in a folder of its own.
 COMPARED = ("paired", "alignment_paired", "adjustments", "*/paired")
+RUNS = ("**/runs.csv", "alignment.csv")  # tables with a row a run
 NO_ROOM = "no room for a difference"  # of a piece: the other method is within the margin of 100 %
 NOT_RUN = "not run"
 UNFITTED = "the other network does not fit its training images"
@@ -63,16 +64,17 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Read the chapters' tables from a folder of studies.
 
     Returns:
-        Each by its name; `runs` with those of all grids, and as `compared` all comparisons of two
-        methods' ensemble accuracy, `both_ways`.
+        Each by its name; `runs` with those of all grids and of chapter 02, and as `compared` all
+        comparisons of two methods' ensemble accuracy, `both_ways`.
     """
     tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
     compared = [pd.read_csv(path) for name in COMPARED for path in folder.glob(f"{name}.csv")]
-    runs = [pd.read_csv(path) for path in folder.glob("**/runs.csv")]
+    runs = [pd.read_csv(path) for name in RUNS for path in folder.glob(name)]
     columns = pd.DataFrame(columns=["method", "other", "figure", *statistics.COLUMNS])
     table = pd.concat([columns, *compared])
     tables["compared"] = both_ways(table[table["figure"] == "accuracy_ensemble"])
-    tables["runs"] = pd.concat([pd.DataFrame(columns=["method"]), *runs])
+    table = pd.concat([pd.DataFrame(columns=["method", "seed"]), *runs]).astype({"seed": str})
+    tables["runs"] = table.drop_duplicates(["method", "seed"])  # of two tables the first counts
     return tables
 
 
@@ -129,7 +131,7 @@ def _label(item: dict[str, Any]) -> str:
     if "label" in item:
         return item["label"]
     first, second = map(title, _pair(item))
-    changed = second.removeprefix(f"{first}, ")
+    changed = second.removeprefix(f"{first} with ")
     return f"{first} minus {second if changed == second else f'the same with {changed}'}"
 
 

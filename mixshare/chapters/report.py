@@ -22,7 +22,9 @@ SCORED = ("method", "network", "seed", "block", "answer", "score")
 WORDS = {"_": " ", "nll": "NLL", "cka": "CKA", "init ": "untrained: "}  # of a column's name
 WORDS |= {"auroc": "AUROC", "aurc": "AURC", "ece": "ECE", "ks": "KS"}
 WORDS |= {"mce": "mean corruption error"}
-PERCENT = ("accuracy", "agreement", "own", "swapped", "moved")  # how such columns begin
+# How columns begin that are shown in percent.
+PERCENT = ("accuracy", "agreement", "own", "swapped", "moved")
+PERCENT += ("auroc", "aurc", "ece", "ks", "mce")
 
 
 class Text(str):
@@ -120,15 +122,18 @@ def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = t
         return "There is nothing to compare: no two methods share a seed."
     what, unit, scale, digits = FIGURES[figure]
     values = [signed(scale * value, digits) for value in rows["difference"]]
+    alone = rows["seeds"].str.endswith(" 1").all()
+    others = "not tested against that of" if alone else NOT_DIFFERENT
     said = [
         f"The {what} of {name(base)}, in {unit}, is "
-        f"{grouped(each, '{other} ({value})', RELATIONS, NOT_DIFFERENT, name)}."
+        f"{grouped(each, '{other} ({value})', RELATIONS, others, name)}."
         for base, each in rows.assign(value=values).groupby("method", sort=False)
     ]
-    alone = rows["seeds"].str.endswith(" 1").all()
-    one = "One seed gives no interval, so no difference counts as significant." if alone else ""
-    holm = f"Holm's correction is over {len(rows)} comparisons." if len(rows) > 1 else ""
-    return " ".join(filter(None, [*said, holm, one]))
+    if alone:
+        said.append("One seed gives no interval, so no difference counts as significant.")
+    elif len(rows) > 1:
+        said.append(f"Holm's correction is over {len(rows)} comparisons.")
+    return " ".join(said)
 
 
 def answer(question: str, compared: pd.DataFrame) -> Text | None:
@@ -136,18 +141,19 @@ def answer(question: str, compared: pd.DataFrame) -> Text | None:
 
     Args:
         question: The grid's.
-        compared: As `results.paired` returns it.
+        compared: As `results.settings` returns it.
     """
-    texts = []
+    texts, named = [], []
     for figure, rows in compared.groupby("figure", sort=False):
         what, unit, scale, digits = FIGURES[figure]
         clear = rows[rows["verdict"].isin(["higher", "lower"])]
         values = [f"{signed(scale * value, digits)} {unit}" for value in clear["difference"]]
-        named = each(clear.assign(value=values), "{method} minus {other} ({value})")
+        said = each(clear.assign(value=values), "{method} minus {other} ({value})")
         found = f"{len(clear)} of {len(rows)} differences in {what} are significant"
-        texts.append(f"{found}: {listed(named)}." if named else f"{found}.")
-    found = " ".join(texts) or "There is nothing to compare."
-    return where(bool(question), f"**{question}** {found} What these do not show stays open.")
+        texts.append(f"{found}: {listed(said)}." if said else f"{found}.")
+        named += said
+    texts.append("What these do not show is open." if named else "These runs do not answer it.")
+    return where(bool(question), f"**{question}** {' '.join(texts)}")
 
 
 def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
@@ -163,10 +169,9 @@ def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.Data
         rows = table.to_dict("records")
         texts = [{key: row[key] for key in keys} | _comparison(row) for row in rows]
         return pd.DataFrame(texts).set_index(keys)
-    shown = _with_intervals(table)
-    for column in [c for c in shown if c.startswith(PERCENT) and shown[c].dtype == float]:
-        shown[column] = 100 * shown[column]
-        shown = shown.rename(columns={column: f"{column}, %"})
+    percent = [name for name in table if name.startswith(PERCENT) and table[name].dtype == float]
+    shown = _with_intervals(table.assign(**{name: 100 * table[name] for name in percent}))
+    shown = shown.rename(columns={name: f"{name}, %" for name in percent})
     shown = shown.set_index([key for key in SCORED if key in shown]).round(2)
     if "verdict" in shown:
         shown.insert(0, "verdict", shown.pop("verdict"))

@@ -1,6 +1,6 @@
 """Tables over finished runs: mean and deviation over seeds, deep ensembles, differences, costs."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -50,6 +50,7 @@ TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
     *("multiply_adds", "training_rows", "latency_ms"),
 )
+Scores = dict[int, np.ndarray]  # of each test image, by seed
 ENSEMBLE = 2  # networks in a deep ensemble, each trained and asked by itself
 # Its costs, as multiples of one network's; it can't be folded.
 OF_ENSEMBLE = {
@@ -188,17 +189,56 @@ def paired(
         A row a comparison and figure, `method` minus `other`: `statistics.difference`, `holm` (p
         over the figure's comparisons), and two verdicts, `raw` and with Holm's p.
     """
-    named = by_name(finished)
+    named, families = by_name(finished), []
     pairs = [(_baseline(method, other, named), other) for other in named]
-    families = []
     for figure in figures:
-        comparisons = [
-            {"method": base, "other": other, "figure": figure}
-            | compared(named[base], named[other], figure)
-            for base, other in pairs
-            if base and named[base].keys() & named[other].keys()
-        ]
-        families.append(statistics.family(comparisons))
+        values = {name: image_scores(runs, figure) for name, runs in named.items()}
+        families.append(_family(figure, values, pairs))
+    return _judged(families)
+
+
+def settings(finished: Sequence[runs.Run], method: str) -> pd.DataFrame:
+    """Compare what settings change: of each method, and of one method's lead over each other.
+
+    A lead is a difference with the same settings; that it changes with them is an interaction.
+
+    Returns:
+        As `paired`: a row a setting and figure, without it minus with it.
+    """
+    families = []
+    for figure in IMAGE_SCORES:
+        values = {name: image_scores(runs, figure) for name, runs in by_name(finished).items()}
+        values |= _leads(values, method)
+        pairs = [(name.partition("+")[0], name) for name in values if "+" in name]
+        families.append(_family(figure, values, pairs))
+    return _judged(families)
+
+
+def _leads(values: dict[str, Scores], method: str) -> dict[str, Scores]:
+    """Return the scores of `method` minus those of each other method at the same settings."""
+    leads = {}
+    for name, scores in values.items():
+        other, plus, rest = name.partition("+")
+        base = values.get(f"{method}{plus}{rest}", {})
+        lead = {seed: base[seed] - scores[seed] for seed in scores if seed in base}
+        if other != method and lead:
+            leads[f"lead of {title(method)} over {title(other)}{plus}{rest}"] = lead
+    return leads
+
+
+def _family(
+    figure: str, values: dict[str, Scores], pairs: Sequence[tuple[str | None, str]]
+) -> pd.DataFrame:
+    """Compare pairs that share a seed, and judge them together."""
+    comparisons = [
+        {"method": base, "other": other, "figure": figure} | compared(values[base], values[other])
+        for base, other in pairs
+        if base in values and values[base].keys() & values[other].keys()
+    ]
+    return statistics.family(comparisons)
+
+
+def _judged(families: Sequence[pd.DataFrame]) -> pd.DataFrame:
     names = ("method", "other", "figure")
     table = pd.concat(families, ignore_index=True)
     # Of one method alone there is nothing to compare: a table of no rows, with its columns.
@@ -221,23 +261,17 @@ def by_name(finished: Sequence[runs.Run]) -> dict[str, dict[int, runs.Run]]:
     return named
 
 
-def compared(
-    first: dict[int, runs.Run | Answers], second: dict[int, runs.Run | Answers], figure: str
-) -> dict[str, Any]:
-    """Return `statistics.difference` of two methods' runs, by seed, on the seeds that they share.
+def image_scores(by_seed: Mapping[int, runs.Run | Answers], figure: str) -> Scores:
+    """Return the ensemble's score of each test image by seed, (N,) each, of IMAGE_SCORES."""
+    name = IMAGE_SCORES[figure]
+    return {seed: run.scores[name][0].astype(float) for seed, run in by_seed.items()}
 
-    Args:
-        first, second: Runs, or answers, by seed.
-        figure: Of IMAGE_SCORES.
-    """
+
+def compared(first: Scores, second: Scores) -> dict[str, Any]:
+    """Return `statistics.difference` of two methods on the seeds that they share."""
     seeds = [seed for seed in first if seed in second]
-    scores = (_image_scores([each[seed] for seed in seeds], figure) for each in (first, second))
-    return statistics.difference(*scores)
-
-
-def _image_scores(finished: Sequence[runs.Run], figure: str) -> np.ndarray:
-    """Return the ensemble's score of each test image for each run, (S, N), of IMAGE_SCORES."""
-    return np.stack([run.scores[IMAGE_SCORES[figure]][0].astype(float) for run in finished])
+    stacked = (np.stack([each[seed] for seed in seeds]) for each in (first, second))
+    return statistics.difference(*stacked)
 
 
 def along(

@@ -320,7 +320,9 @@ def adjustments(finished: Sequence[runs.Run]) -> pd.DataFrame:
         {
             **{"base": row.base, "change": row.change, "figure": figure},
             **{"method": name, "other": row.base},
-            **results.compared(changed, by_name[row.base], figure),
+            **results.compared(
+                *(results.image_scores(each, figure) for each in (changed, by_name[row.base]))
+            ),
             **{"appendix": row.statement, "expected": sign * row.expected},
         }
         for figure, sign in better.items()

@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401 (names for others)
 
-from mixshare.figures.names import title
+from mixshare.figures.names import FIGURES, title
 from mixshare.figures.of_architecture import architecture
 from mixshare.figures.of_results import along, claims, results
 from mixshare.figures.of_speed import time_spent

@@ -1,4 +1,4 @@
-"""What figures, methods and runs are called: "MixShare, no unmixing" for "mixshare+unmix=false"."""
+"""What figures, methods and runs are called: "MIMO with unmixing" for "mimo+unmix=true"."""
 
 import re
 
@@ -27,13 +27,13 @@ SETTINGS = {
     "mix_probability=1": "cutmix in every batch",
     "mix_probability=0.5": "cutmix in half of the batches",
     "input_repetition=0": "no input repetition",
-    "loss_root=1": "loss weights with r = 1",
-    "loss_root=3": "loss weights with r = 3",
+    "loss_root=1": "loss weights of root 1",
+    "loss_root=3": "loss weights of root 3",
     "unmix=false": "no unmixing",
     "unmix=true": "unmixing",
     "unmix_normalize=false": "unmixing by M times the masked average",
     "unmix_resize=nearest": "unmixing by nearest masks",
-    "tied=true": "one network, same cutmix and pooling",
+    "tied=true": "one subnetwork",
     "pixel_cutmix=true": "CutMix of pixels",
     "batch_repetition=2": "batch repetition 2",
     "precision=bfloat16": "bfloat16",
@@ -44,4 +44,4 @@ def title(name: str) -> str:
     """Return a run's name for people."""
     method, *settings = name.split("+")
     words = [SETTINGS.get(each, re.sub("[_=]", " ", each)) for each in settings]
-    return ", ".join([METHOD_NAMES.get(method, method), *words])
+    return " with ".join(filter(None, (METHOD_NAMES.get(method, method), " and ".join(words))))

@@ -114,9 +114,11 @@ def _draw_lines(panel: Axes, rows: pd.DataFrame, field: str, name: str, scale: f
 def _draw_intervals(
     panel: Axes, differences: pd.DataFrame, field: str, lines: Sequence[str], scale: float
 ) -> None:
-    for k, line in enumerate(lines):
+    drawn = [line for line in lines if (differences["line"] == line).any()]
+    for k, line in enumerate(drawn):
         pairs, style = differences[differences["line"] == line].sort_values(field), style_of(line)
-        positions = pairs[field] * 1.05 ** (k - len(lines) / 2)  # intervals of a value side by side
+        side = k - (len(drawn) - 1) / 2
+        positions = pairs[field] * 1.05**side  # intervals of a value side by side
         for x, pair in zip(positions, pairs.itertuples(), strict=True):
             draw_comparison(panel, x, pair, scale, vertical=True, **style)
         panel.plot(positions, scale * pairs["difference"], **style | {"marker": "none"})

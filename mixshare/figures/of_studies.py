@@ -31,8 +31,8 @@ CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
 
 def short(name: str) -> str:
     """Return a run's name as a short title: its overrides alone where it has any."""
-    method, *settings = title(name).split(", ")
-    return ", ".join(settings).replace(" encoders", "") or method
+    method, _, settings = title(name).partition(" with ")
+    return settings.replace(" encoders", "") or method
 
 
 def start(encoder_init: str) -> str:
@@ -180,7 +180,7 @@ def _draw_kernels(panel: Axes, picture: np.ndarray, largest: float) -> AxesImage
 def adjustments(table: pd.DataFrame) -> Figure:
     """Draw what each adjustment changes, in accuracy and in NLL, with both 95 % intervals.
 
-    Two panels for each: near zero, where arrows point to what lies beyond, and the whole range.
+    The axes are linear near zero and logarithmic beyond: some changes are a thousand times others.
 
     Args:
         table: As `chapters.studies.adjustments` gives it; rows of one base come together.
@@ -190,32 +190,20 @@ def adjustments(table: pd.DataFrame) -> Figure:
     table["place"] = table.groupby(["base", "change"], sort=False).ngroup()
     changes = table.drop_duplicates("place")["change"]
     count = len(changes)
-    with new_figure(1, 4, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
-        for (near, whole), figure_name in zip(axes[0].reshape(2, 2), IMAGE_FIGURES, strict=True):
+    with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
+        for panel, figure_name in zip(axes[0], IMAGE_FIGURES, strict=True):
             label, unit, scale, _ = FIGURES[figure_name]
             rows = table[table["figure"] == figure_name]
-            for panel in (near, whole):
-                _draw_changes(panel, rows, scale)
-            limit = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
-            near.set_xlim(-limit, limit)
-            near.set_xlabel(f"{label}, {unit}:\nnear zero")
-            whole.set_xlabel("the whole range")
-            _point_beyond(near, rows, scale, limit)
+            typical = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
+            near = 10.0 ** np.floor(np.log10(typical))
+            panel.set_xscale("symlog", linthresh=near)
+            for row in rows.itertuples():
+                style = style_of(row.base)
+                draw_comparison(panel, row.place, row, scale, label=title(row.base), **style)
+            panel.axvline(0, color="black", linewidth=0.6)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.set_xlabel(f"{label}, {unit}\n(logarithmic beyond ±{near:g})")
         labels = [textwrap.fill(change, LINE_LENGTH) for change in changes]
         axes[0, 0].set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
         legend_above(figure, axes[0, 0], table["base"].nunique())
     return figure
-
-
-def _draw_changes(panel: Axes, table: pd.DataFrame, scale: float) -> None:
-    for row in table.itertuples():
-        draw_comparison(panel, row.place, row, scale, label=title(row.base), **style_of(row.base))
-    panel.axvline(0, color="black", linewidth=0.6)
-    panel.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
-
-
-def _point_beyond(panel: Axes, table: pd.DataFrame, scale: float, limit: float) -> None:
-    for row in table[(scale * table["difference"]).abs() > limit].itertuples():
-        side = np.sign(row.difference)
-        style = {"color": style_of(row.base)["color"], "marker": ">" if side > 0 else "<"}
-        panel.plot([0.97 * side * limit], [row.place], **style, markersize=4)

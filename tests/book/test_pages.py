@@ -74,8 +74,8 @@ class TestWhichChapters:
             shutil.copytree(DIGITS / "mixshare" / "seed-1", outputs / "paper" / folder)
         book.assemble("paper", tmp_path)
         first = cells_of(tmp_path / "runs" / "mixshare+width=2" / "seed-3.ipynb")[0]["source"]
-        assert first.startswith("# MixShare, width 2, seed 3\n\n*Executed, your own;")
-        link = "[MixShare, width 2, seed 3](runs/mixshare+width=2/seed-3.ipynb)"
+        assert first.startswith("# MixShare with width 2, seed 3\n\n*Executed, your own;")
+        link = "[MixShare with width 2, seed 3](runs/mixshare+width=2/seed-3.ipynb)"
         assert link in (tmp_path / "runs.md").read_text()
         pages = {str(path.relative_to(tmp_path)) for path in (tmp_path / "runs").glob("*/*")}
         assert "runs/mixshare+width=2/seed-3.ipynb" in pages

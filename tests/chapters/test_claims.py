@@ -248,6 +248,21 @@ class TestDeclared:
         assert (config.epochs, config.warmup_epochs, config.l2) == (300, 1, 3e-4)
 
 
+def test_a_verdict_of_equality_is_the_same_with_chapter_02s_table_as_with_chapter_05s(tmp_path):
+    """In chapter 02 the accuracy, and so the room for a difference, is known from its own table."""
+    pair = compared(0.0, 0.005, other="b") | {"figure": "accuracy_ensemble"}
+    for name in ("alignment.csv", "runs.csv"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        pd.DataFrame([pair]).to_csv(folder / "alignment_paired.csv", index=False)
+        for accuracy, wanted in ((0.7, claims.SUPPORTED), (0.998, claims.UNDECIDED)):
+            rows = {"method": "a", "seed": [1, 2], "accuracy_ensemble": accuracy}
+            pd.DataFrame(rows).to_csv(folder / name, index=False)
+            same = claim({"same": "a", "as": "b", "within": 1})
+            found = claims.evidence(claims.read_tables(folder), [same])
+            assert [verdict for _, verdict in claims.verdicts(found, [same])] == [wanted]
+
+
 def test_the_published_claims_follow_from_the_published_tables(published_profiles):
     for profile in published_profiles:
         folder = claims.studies_folder(profile)
@@ -339,4 +354,4 @@ def test_where_all_that_the_paper_says_holds_each_claim_is_supported_else_none(r
     judged = {
         each.claim: each_verdict for each, each_verdict in claims.verdicts(found) if each.evidence
     }
-    assert len(judged) == 15 and set(judged.values()) == {verdict}, judged
+    assert len(judged) == 16 and set(judged.values()) == {verdict}, judged

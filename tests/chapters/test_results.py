@@ -12,7 +12,7 @@ import torch
 from references import is_holm, scored
 
 import mixshare
-from mixshare import metrics, runs
+from mixshare import figures, metrics, runs
 from mixshare.chapters import grids, results
 from mixshare.checks import FileProblem
 from mixshare.files import outputs_folder
@@ -193,6 +193,33 @@ class TestPairedDifferences:
         assert row.raw == row.verdict == "not significant"
 
 
+def test_settings_change_each_method_and_the_lead_over_each_other():
+    right = [True, False]
+    nll = {("single", 1.0): [0.5, 1.0], ("mixshare", 1.0): [0.4, 0.7]}
+    nll |= {("single", 2.0): [0.3, 0.6], ("mixshare", 2.0): [0.1, 0.9], ("mimo", 4.0): [1.0, 2.0]}
+    runs = [
+        scored(method, seed, right, np.array(values) + seed, width=width)
+        for (method, width), values in nll.items()
+        for seed in (1, 2)
+    ]
+    table = (
+        results.settings(runs, "mixshare").query("figure == 'nll'").set_index(["method", "other"])
+    )
+    lead = "lead of MixShare over Single network"
+    assert table["difference"].to_dict() == pytest.approx(
+        {
+            ("single", "single+width=2"): 0.75 - 0.45,
+            ("mixshare", "mixshare+width=2"): 0.55 - 0.5,
+            (lead, f"{lead}+width=2"): (0.55 - 0.75) - (0.5 - 0.45),
+        },
+        abs=1e-3,  # NLL is kept in float16
+    )
+    assert set(table["seeds"]) == {"2 of 2"} and table["holm"].notna().all()
+    assert figures.title(f"{lead}+width=2") == f"{lead} with width 2"
+    plain = [run for run in runs if run.config.width == 1]
+    assert results.settings(plain, "mixshare").empty
+
+
 def test_costs_are_counted_and_the_deep_ensemble_pays_for_each_network(smoke_runs):
     table = results.costs(smoke_runs, repeats=3)
     model = mixshare.MimoWideResNet(depth=10, width=1, members=2, classes=10, channels=1)
@@ -349,7 +376,7 @@ class TestTheMarkdownTable:
 
     def test_of_a_grid_is_the_grids_own(self, folder):
         *_, row = results.results_table(folder, "wide").splitlines()
-        assert row.startswith("| MIMO, width 2 | ")
+        assert row.startswith("| MIMO with width 2 | ")
 
     def test_that_was_not_saved_is_missed_in_a_line(self, tmp_path, in_a_line):
         with pytest.raises(OSError) as caught:

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import publish
@@ -31,6 +33,8 @@ PHOTOGRAPHS = [
     for path in sorted((PUBLISHED / "photographs").glob("*/seed-*/config.json"))
 ]
 KINDS = ("seeds", "images")
+NARROW = ("single", "mixshare", "cut_mixmo")
+SINGLE = ("single", "single+batch_repetition=2")
 UNDECIDED = {statistics.UNDECIDED, statistics.AFTER_HOLM, statistics.TOO_FEW}
 DECLARED = [
     grids.read(file)
@@ -47,12 +51,16 @@ def table(profile: str, name: str, **options) -> pd.DataFrame:
     return pd.read_csv(PUBLISHED / profile / "studies" / name, **options)
 
 
-def check_paired(kept: pd.DataFrame, finished: list[runs.Run], baseline: str) -> None:
-    """Check a table of comparisons, but for what another machine rounds otherwise."""
-    fresh = results.paired(finished, baseline)
-    assert kept.columns.tolist() == fresh.columns.tolist()
-    rounded = dict(check_dtype=False, rtol=1e-3, atol=1e-5)  # of a float16's last place
-    pd.testing.assert_frame_equal(kept, fresh, **rounded)
+def check_paired(folder: Path, finished: list[runs.Run], baseline: str) -> None:
+    """Check the tables of comparisons, but for what another machine rounds otherwise."""
+    for name, compare in (("paired", results.paired), ("settings", results.settings)):
+        kept, fresh = pd.read_csv(folder / f"{name}.csv"), compare(finished, baseline)
+        assert kept.columns.tolist() == fresh.columns.tolist()
+        rounded = dict(check_dtype=False, rtol=1e-3, atol=1e-5)  # of a float16's last place
+        sort = partial(
+            pd.DataFrame.sort_values, by=["figure", "method", "other"], ignore_index=True
+        )
+        pd.testing.assert_frame_equal(sort(kept), sort(fresh), **rounded)
 
 
 def git(*words) -> None:
@@ -187,7 +195,15 @@ def test_the_published_tables_follow_from_the_published_runs():
     same = [name for name in fresh.columns if not name.endswith("latency_ms")]
     kept = results.read_summary(PUBLISHED / "digits" / "studies" / "results.csv")
     pd.testing.assert_frame_equal(kept[same], fresh[same], check_dtype=False)
-    check_paired(table("digits", "paired.csv"), collected.runs, "mixshare")
+    check_paired(PUBLISHED / "digits" / "studies", collected.runs, "mixshare")
+
+
+def test_the_published_comparisons_on_photographs_follow_from_the_published_runs():
+    rows = table("photographs", "runs.csv", dtype={"seed": str})
+    shown = {(row.method, row.seed) for row in rows.itertuples()}
+    finished = [published(c) for c in PHOTOGRAPHS if (c.name, str(c.seed)) in shown]
+    assert len(finished) == len(shown) - rows["seed"].str.contains("+", regex=False).sum()
+    check_paired(PUBLISHED / "photographs" / "studies", finished, "mixshare")
 
 
 @pytest.mark.parametrize("grid", DECLARED, ids=lambda grid: grid.name)
@@ -200,18 +216,16 @@ def test_the_tables_of_a_published_grid_follow_from_the_published_runs(grid):
     each = pd.read_csv(folder / "runs.csv", dtype={"seed": str})
     each = each[each["method"].isin(rows["method"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(each, rows, check_dtype=False)
-    check_paired(pd.read_csv(folder / "paired.csv"), collected.runs, grid.baseline)
+    check_paired(folder, collected.runs, grid.baseline)
 
 
 def test_a_published_chapter_shows_no_older_published_runs():
-    line = r"published runs: (\d+) of \d+; with a history equal to yours, to the bit: (\d+)"
+    line = r"the table shows \d+ published ones|(\d+) of your (\d+) runs that are published too"
     paths = sorted(PUBLISHED.glob("*/chapters/05_results*.ipynb"))
     assert len(paths) > 2
     for path in paths:
-        text = path.read_text()
-        ((read, equal),) = re.findall(line, text)
-        from_published = re.search(r"the table shows \d+ published ones", text)
-        assert equal == ("0" if from_published else read), path
+        ((equal, both),) = set(re.findall(line, path.read_text()))
+        assert equal == both, path
 
 
 class TestTablesOfThePages:
@@ -264,6 +278,24 @@ def test_the_pages_on_photographs():
     assert f"minus it is {100 * tied['difference']:+.2f} points (95 % intervals: {same})" in PAGES
     assert f"MixShare is {100 * tied['difference']:+.2f} points ahead" in README
     assert f"on {100 * pixels['difference']:.2f} points more ({more})" in PAGES
+    settings = table("photographs", "settings.csv").query("figure == 'accuracy_ensemble'")
+    lead = "lead of MixShare over Single network"
+    for row, words in (
+        (
+            pairs.loc["single+width=0.5"],
+            "{:.2f} points more than the single network (95 % intervals: ",
+        ),
+        (pairs.loc["cut_mixmo+width=0.5"], "{:.2f} points more than Cut-MixMo ("),
+        (settings.set_index("method").loc[lead], "{:.2f} points smaller than at width 1 ("),
+    ):
+        numbers = [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
+        said = words + "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
+        text = (
+            said.format(100 * row["difference"], *numbers).replace("-5", "−5").replace("-2", "−2")
+        )
+        assert row["verdict"] in UNDECIDED and text in PAGES, text
+    narrow = 100 * pairs.loc["single+width=0.5", "difference"]
+    assert f"the lead over a single network, {narrow:.2f} points, is not significant" in README
     rows = table("photographs", "runs.csv")
     means = (
         100
@@ -273,16 +305,22 @@ def test_the_pages_on_photographs():
         ]
         .mean()
     )
+    deep = 100 * rows.groupby("method")["accuracy_ensemble"].mean()
     mixshare, cut_mixmo, mimo = (means.loc[name] for name in ("mixshare", "cut_mixmo", "mimo"))
     fitted = means["accuracy_train"].map("{:.1f} %".format)
     for text in (
         f"right on {fitted['single']} (on as many rows {fitted['single+batch_repetition=2']}), ",
         f"with CutMix of pixels on {fitted['single+pixel_cutmix=true']}, MixShare on "
-        f"{fitted['mixshare']}, its one-network control on {fitted['mixshare+tied=true']}, MIMO on "
-        f"{fitted['mimo']} and Cut-MixMo on {fitted['cut_mixmo']}",
+        f"{fitted['mixshare']}, its control of one subnetwork on {fitted['mixshare+tied=true']}, "
+        f"MIMO on {fitted['mimo']} and Cut-MixMo on {fitted['cut_mixmo']}",
         f"MIMO's agree on {mimo['agreement']:.1f} %, and gain {mimo.iloc[0] - mimo.iloc[1]:.2f}.",
         f"MixShare is right on {mixshare['accuracy_ensemble']:.1f} % of the test images",
         f"({means.loc['single', 'accuracy_train']:.1f} % right)",
+        "right on {:.1f} % of them, MixShare on {:.1f} % and Cut-MixMo on {:.1f} %".format(
+            *(means.loc[f"{name}+width=0.5", "accuracy_train"] for name in NARROW)
+        ),
+        "deep ensemble of two single networks is right on {:.1f} %, at twice the price of one "
+        "({:.1f} % where".format(*(deep[results.ensemble_name(name)] for name in SINGLE)),
         f"agree on {mixshare['agreement']:.1f} % of the images",
         f"on {mixshare.iloc[0] - mixshare.iloc[1]:.2f} points more than each",
         f"members agree on {cut_mixmo['agreement']:.1f} %",
@@ -291,7 +329,8 @@ def test_the_pages_on_photographs():
         assert text in PAGES, text
     claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
     assert claimed.filter(like="Small networks gain").tolist() == ["supported"]
-    assert claimed.filter(like="more than its augmentation").tolist() == ["contradicted"]
+    assert claimed.filter(like="having two subnetworks").tolist() == ["contradicted"]
+    assert claimed.filter(like="more than CutMix of pixels").tolist() == ["supported"]
     assert claimed.filter(like="better use of the same training rows").tolist() == ["supported"]
 
 
@@ -342,7 +381,8 @@ class TestThePagesOnTrust:
         right = 100 * rows[rows["severity"] > 0].groupby("method")["accuracy"].mean()
         sentence = (
             "right on {mixshare:.1f} %, the single network on {single:.1f} %, "
-            "MIMO on {mimo:.1f} %, Cut-MixMo on {cut_mixmo:.1f} % and the one-network control on "
+            "MIMO on {mimo:.1f} %, Cut-MixMo on {cut_mixmo:.1f} % and the control of one "
+            "subnetwork on "
         )
         control = f"{right['mixshare+tied=true']:.1f} %"
         assert sentence.format(**right.filter(regex="^[a-z_]+$")) + control in PAGES
@@ -367,18 +407,20 @@ class TestThePagesOnTrust:
         )
         assert sentence.format(**together[["mixshare", "cut_mixmo", "mimo"]]) in PAGES
         scores = rows.pivot(index=["method", "seed"], columns="score", values="auroc")
-        change = 100 * (scores[trust.BOTH] - scores[trust.ENTROPY])
-        gained = {name: change[name].mean() for name in ("cut_mixmo", "mixshare")}
+        change = 100 * (scores[trust.BOTH] - scores[trust.CONFIDENCE])
+        lost = {name: -change[name].mean() for name in ("cut_mixmo", "mimo", "mixshare")}
         sentence = (
-            "the AUROC by {cut_mixmo:.1f} points in Cut-MixMo and by {mixshare:.1f} in MixShare"
+            "by {cut_mixmo:.1f} points of AUROC in Cut-MixMo, {mimo:.1f} in MIMO and "
+            "{mixshare:.1f} in MixShare"
         )
-        assert sentence.format(**gained) in PAGES
+        assert sentence.format(**lost) in PAGES
         means = 100 * rows.groupby(["method", "score"])["auroc"].mean()
-        pairs = [
-            f"{means[name, trust.DISAGREEMENT]:.1f} against {means[name, trust.CONFIDENCE]:.1f} %"
+        kinds = (trust.DISAGREEMENT, trust.CONFIDENCE)
+        cut, mixshare = (
+            "{:.1f} against {:.1f} %".format(*(means[name, kind] for kind in kinds))
             for name in ("cut_mixmo", "mixshare")
-        ]
-        assert f"({', and '.join(pairs)})" in PAGES
+        )
+        assert f"({cut} in Cut-MixMo, and {mixshare} in MixShare)" in PAGES
 
     def test_the_digests_of_corrupted_images_come_out_again(self):
         images = load_data("digits").test_images
@@ -419,7 +461,7 @@ class TestThePagesOnDigits:
 
     def test_on_the_control_with_one_network(self):
         rows = table("digits", "adjustments.csv").set_index("change")
-        tied = rows.loc["control: one network, same cutmix and pooling"]
+        tied = rows.loc["control: one subnetwork"]
         assert set(tied["figure"]) == {"accuracy_ensemble", "nll"}
         assert set(tied["verdict"]) <= UNDECIDED
         assert (

@@ -130,7 +130,13 @@ def test_a_table_that_was_changed_or_lost_is_made_again(made, monkeypatch):
     monkeypatch.setenv("MIXSHARE_OUTPUTS", str(made))
     *_, table, _, claims = targets.results("smoke", ["single"], [4, 5, 6])
     names = {path.name for path in table.writes}
-    assert table.is_done() and names == {"results.csv", "runs.csv", "paired.csv", "results.png"}
+    assert table.is_done() and names == {
+        "results.csv",
+        "runs.csv",
+        "paired.csv",
+        "settings.csv",
+        "results.png",
+    }
     content = table.writes[0].read_bytes()
     table.writes[0].write_bytes(content.replace(b"single", b"mimo"))
     assert not table.is_done() and claims.is_done()  # it reads the comparisons
