@@ -52,9 +52,10 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
                 style = style_of(pair.other)
                 draw_comparison(right, methods.index(pair.other), pair, 100, **style)
             right.axvline(0, color="black", linewidth=0.6)
+            alike = ", with its settings if run,\n" if (pairs["method"] != method).any() else " "
             right.set_xlabel(
-                f"{title(method)} minus this one,\npercentage points (95 %: marker,\n"
-                "over seeds; thin, over images)"
+                f"{title(method)}{alike}minus this one, percentage points\n(95 %: marker, over "
+                "seeds;\nthin, over images)"
             )
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
