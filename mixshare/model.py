@@ -336,17 +336,27 @@ def fold(model: MultiInput) -> MultiInput:
     mean of probabilities.
 
     Raises:
-        ValueError: An encoder or a classifier is not one linear layer.
+        ValueError: An encoder or a classifier is not one linear layer, or they are not alike.
     """
     for ends in (model.encoders, model.classifiers):
-        if other := [end for end in ends if not isinstance(end, nn.Conv2d | nn.Linear)]:
+        if len({repr(end) for end in ends}) > 1 or not all(map(_is_linear, ends)):
+            kinds = ", ".join(type(end).__name__ for end in ends)
             raise InvalidValue(
-                f"only convolutions and linear layers fold, not {type(other[0]).__name__}"
+                f"only convolutions and linear layers that are alike fold, not {kinds}"
             )
     folded = deepcopy(model)
     folded.encoders = _merged(folded.encoders, sum)
     folded.classifiers = _merged(folded.classifiers, lambda each: torch.stack(each).mean(dim=0))
     return folded
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Return whether a layer is linear in its parameters, as derived kinds need not be."""
+    names = {name for name, _ in layer.named_parameters()}
+    return type(layer).__name__ in ("Conv2d", "Conv2dSame", "Linear") and names <= {
+        "weight",
+        "bias",
+    }
 
 
 def _merged(layers: nn.ModuleList, merge: Callable[[list[Tensor]], Tensor]) -> nn.ModuleList:

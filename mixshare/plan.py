@@ -142,13 +142,18 @@ def plan_epoch(config: RunConfig, epoch: int, images: int, height: int, width: i
 def _rows(
     streams: _Streams, config: RunConfig, images: int, shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Draw which image each member gets in each row, (S, M, B)."""
-    rows = _repeated_batches(streams, config, images, shape)
+    """Draw which image each member gets in each row, (S, M, B); a batch has each b times."""
+    steps, members, batch = shape
+    distinct, repeated = batch // config.batch_repetition, repeated_rows(config)
+    batches = streams.permutations("order", images)[: steps * distinct].reshape(steps, 1, distinct)
+    rows = np.tile(batches, (1, members, config.batch_repetition))
     keys = streams.words("members", *shape)
     first = np.argsort(keys[:, :1], axis=2, kind="stable")  # an order that all members start from
-    rows = np.take_along_axis(rows, np.broadcast_to(first, rows.shape), axis=2)
-    keys = np.concatenate([np.take_along_axis(keys[:, :1], first, axis=2), keys[:, 1:]], axis=1)
-    return _reorder_members(rows, keys, repeated_rows(config))
+    rows = np.take_along_axis(rows, np.broadcast_to(first, shape), axis=2)
+    # Then each has its own, save in the rows of input repetition.
+    own = np.argsort(keys[:, 1:, repeated:], axis=2, kind="stable")
+    rows[:, 1:, repeated:] = np.take_along_axis(rows[:, 1:, repeated:], own, axis=2)
+    return rows
 
 
 def repeated_rows(config: RunConfig) -> int:
@@ -161,23 +166,6 @@ def _share_augmentation(draws: dict[str, np.ndarray], repeated: int) -> None:
     for name, draw in draws.items():
         if name.startswith("partner_") or name in ("offsets", "flips", "own_boxes"):
             draw[:, 1:, :repeated] = draw[:, :1, :repeated]
-
-
-def _repeated_batches(
-    streams: _Streams, config: RunConfig, images: int, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Split a permutation of the images into batches that hold each b times (batch repetition)."""
-    steps, members, batch = shape
-    distinct = batch // config.batch_repetition
-    rows = streams.permutations("order", images)[: steps * distinct].reshape(steps, 1, distinct)
-    return np.tile(rows, (1, members, config.batch_repetition))
-
-
-def _reorder_members(rows: np.ndarray, keys: np.ndarray, repeated: int) -> np.ndarray:
-    """Give each member an order of its own, save in the first rows (input repetition)."""
-    own = np.argsort(keys[..., repeated:], axis=2, kind="stable")
-    shuffled = np.take_along_axis(rows[..., repeated:], own, axis=2)
-    return np.concatenate([rows[..., :repeated], shuffled], axis=2)
 
 
 def _crops(

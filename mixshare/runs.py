@@ -13,7 +13,7 @@ import re
 import reprlib
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,19 +101,17 @@ class Run:
     def model(self) -> MultiInput:
         """The trained network on the processor, in evaluation mode."""
         weights = read(self.folder / "weights.safetensors", safetensors.load_file)
-        shape = weights["encoders.0.weight"].shape[1], len(weights["classifiers.0.bias"])
-        size = None  # on which networks of timm depend
-        if self.config.network != WRN:
-            size = self.metrics["provenance"]["image_shape"][:2]
+        config, classes = replace(self.config, init_weights=""), len(weights["classifiers.0.bias"])
         with torch_settings():
-            model = build_model(replace(self.config, init_weights=""), *shape, size)
+            model = build_model(config, self.metrics["provenance"]["image_shape"], classes)
             model.load_state_dict(weights)
         return model.eval()
 
-    def untrained(self, classes: int) -> MultiInput:
+    def untrained(self) -> MultiInput:
         """Return the network that the run started from, in evaluation mode."""
-        height, width, channels = self.metrics["provenance"]["image_shape"]
-        return build_model(self.config, channels, classes, (height, width)).eval()
+        answers = self.has_logits  # large ones are not published; then the weights are
+        classes = self.logits.shape[2] if answers else self.model.classifiers[0].out_features
+        return build_model(self.config, self.metrics["provenance"]["image_shape"], classes).eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -121,19 +119,18 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def build_model(
-    config: RunConfig, channels: int, classes: int, size: tuple[int, int] | None = None
-) -> MultiInput:
+def build_model(config: RunConfig, shape: Sequence[int], classes: int) -> MultiInput:
     """Return the network of a run, with the weights that its seed starts from.
 
     Args:
         config: The run.
-        channels, size: C, H and W of an image; networks of timm depend on the size.
+        shape: H, W and C of an image.
         classes: How many.
 
     Raises:
         ValueError, OSError: It can't be built, or does not take images of this size.
     """
+    *size, channels = shape
     shared = ("members", "encoder_init", "unmix_normalize", "unmix_resize", "tied")
     options = {name: getattr(config, name) for name in shared}
     options |= {"classes": classes, "channels": channels}
@@ -143,8 +140,7 @@ def build_model(
     else:
         options |= {"size": size, "init_weights": config.init_weights}
         model = MultiInput.from_timm(config.network.removeprefix(TIMM), **options)
-    if size:
-        model.check_size(*size)
+    model.check_size(*size)
     return model
 
 

@@ -24,14 +24,10 @@ from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
 from mixshare.files import sha256, write
 from mixshare.metrics import accuracy, evaluate
-from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
 CHECKPOINT_SECONDS = 5.0  # at the end of an epoch, but not more often than this
-# Seconds that writing one may take; the wait grows with a slower disk, so that writing takes a
-# twentieth of the time at most.
-QUICK_WRITE = 0.25
 # Images evaluated at once: few fit a processor's caches, many fill a GPU.
 EVALUATION_ROWS = {"cpu": 100, "mps": 500, "cuda": 500}
 TEST_FIGURES = ("test_accuracy_ensemble", "test_accuracy_individual")  # of the history
@@ -51,7 +47,7 @@ def train(config: RunConfig) -> runs.Run:
         with torch_settings(config, device):
             data = load_data(config.dataset)
             steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
-            build_model(config, data)
+            runs.build_model(config, data.shape, len(data.class_names))
             return _train(config, data.to(device), device)
     except torch.OutOfMemoryError:
         raise FileProblem(
@@ -87,18 +83,13 @@ def _finished(config: RunConfig) -> runs.Run | None:
     return runs.Run(config, folder)
 
 
-def build_model(config: RunConfig, data: Data) -> MultiInput:
-    """Return the network that a run on these data starts from."""
-    height, width, channels = data.shape
-    return runs.build_model(config, channels, len(data.class_names), (height, width))
-
-
 class Training:
     """A run in the making: network, optimizer, history, and what a checkpoint holds of them."""
 
     def __init__(self, config: RunConfig, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
-        self.model = build_model(config, data).to(device, memory_format=torch.channels_last)
+        model = runs.build_model(config, data.shape, len(data.class_names))
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, config)
         self.batches = Batches(data, config)
         self.steps = steps_per_epoch(config, len(data.train_images))
@@ -183,7 +174,7 @@ class Training:
         write(path, self.checkpoint(), check_lease)
         write(path.with_name("history.csv"), runs.history_csv(self.history), check_lease)
         done = time.monotonic()
-        return done + CHECKPOINT_SECONDS * max(1.0, (done - begun) / QUICK_WRITE)
+        return done + max(CHECKPOINT_SECONDS, 20 * (done - begun))  # writing takes a twentieth
 
     def checkpoint(self) -> bytes:
         """Return all that the rest of the run depends on."""

@@ -117,11 +117,11 @@ def _cost(config: RunConfig, shape: Sequence[int]) -> tuple[int, int]:
 
 @cache
 def _count(shape: tuple[int, int, int], profile: str, **fields: Any) -> tuple[int, int]:
-    height, width, channels = shape
+    height, width, _ = shape
     sizes: list[int] = []
     with torch.device("meta"):  # shapes without values: no memory, no arithmetic
         config = RunConfig.preset(profile, "single", **fields)
-        model = runs.build_model(config, channels, CLASSES, (height, width))
+        model = runs.build_model(config, shape, CLASSES)
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_hook(lambda _, __, output: sizes.append(output.nbytes))

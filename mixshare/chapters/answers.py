@@ -44,11 +44,6 @@ class Answers:
         return {name: value.numpy() for name, value in scores.items()}
 
     @property
-    def names(self) -> dict[str, Any]:
-        """What a table's row is about: `method` and `seed`."""
-        return {"method": self.config.name, "seed": self.config.seed}
-
-    @property
     def pooled(self) -> dict[str, Tensor]:
         """Log-probabilities (N, K) of each member and of both ensembles; of one member its own."""
         members = self.logits.log_softmax(dim=2)
@@ -78,6 +73,11 @@ def answers(run: runs.Run, data: Data | None = None, images: Tensor | None = Non
         network = deepcopy(run.model).to(device, memory_format=torch.channels_last)
         logits = predict(network, data.to(device), images.to(device), run.config.precision)
     return Answers(run.config, logits.double().cpu(), data.test_labels)
+
+
+def named(run: runs.Run | Answers) -> dict[str, Any]:
+    """Return what a table's row is about: `method` and `seed`."""
+    return {"method": run.config.name, "seed": run.config.seed}
 
 
 def ensemble(members: Sequence[Answers]) -> Answers:

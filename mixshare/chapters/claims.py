@@ -16,7 +16,7 @@ import yaml
 from scipy import stats
 
 from mixshare.chapters import statistics
-from mixshare.figures.names import title
+from mixshare.figures.names import change, title
 from mixshare.files import outputs_folder, published_folder
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
@@ -130,9 +130,10 @@ def _label(item: dict[str, Any]) -> str:
     """Return what a piece of evidence is called."""
     if "label" in item:
         return item["label"]
-    first, second = map(title, _pair(item))
-    changed = second.removeprefix(f"{first} with ")
-    return f"{first} minus {second if changed == second else f'the same with {changed}'}"
+    first, second = _pair(item)
+    changed = change(second, first)
+    other = changed if changed == title(second) else f"the same with {changed}"
+    return f"{title(first)} minus {other}"
 
 
 def _compared(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What chapters say of their tables: sentences and boxes, computed, so always true of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ def signed(value: float, digits: int = 2) -> str:
 
 def span(row: Any, kind: str, scale: float = 1, digits: int = 2) -> str:
     """Return an interval of a row of `statistics.COLUMNS`, over "seeds" or "images"."""
-    ends = (signed(scale * row[f"{kind}_{end}"], digits) for end in ("low", "high"))
-    return " to ".join(ends) if pd.notna(row[f"{kind}_low"]) else "none"
+    low, high = (row[f"{kind}_{end}"] for end in ("low", "high"))
+    if low == high:
+        return "none, as all are equal"
+    ends = (signed(scale * end, digits) for end in (low, high))
+    return " to ".join(ends) if pd.notna(low) else "none"
 
 
 def interval(row: Any, unit: str = "points", scale: float = 100, digits: int = 2) -> str:
@@ -78,14 +81,14 @@ def direction(values: Sequence[float], rises: str, falls: str, neither: str) -> 
     return rises if low > 0 else falls if high < 0 else neither
 
 
-def each(table: pd.DataFrame, template: str, name: Callable[[str], str] = title) -> list[str]:
+def each(table: pd.DataFrame, template: str) -> list[str]:
     """Return a template filled with each row's values; methods have their names for people."""
-    return [template.format(**row) for row in _named(table, name).to_dict("records")]
+    return [template.format(**row) for row in _named(table).to_dict("records")]
 
 
-def _named(table: pd.DataFrame, name: Callable[[str], str]) -> pd.DataFrame:
+def _named(table: pd.DataFrame) -> pd.DataFrame:
     keys = [key for key in ("base", "method", "other") if key in table]
-    return table.assign(**{key: table[key].map(name) for key in keys})
+    return table.assign(**{key: table[key].map(title) for key in keys})
 
 
 def grouped(
@@ -93,7 +96,6 @@ def grouped(
     template: str,
     words: dict[str, str],
     otherwise: str,
-    name: Callable[[str], str] = title,
 ) -> str:
     """Say which rows have which verdict: "falls in a and b; has no clear change in c".
 
@@ -102,20 +104,18 @@ def grouped(
         template: Of a row.
         words: By verdict, what comes before its rows.
         otherwise: The words for all other verdicts.
-        name: Returns a run's name for people.
     """
     clauses = table["verdict"].map(words).fillna(otherwise)
     groups = table.groupby(clauses, sort=False)
-    return "; ".join(f"{clause} {listed(each(rows, template, name))}" for clause, rows in groups)
+    return "; ".join(f"{clause} {listed(each(rows, template))}" for clause, rows in groups)
 
 
-def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = title) -> str:
+def differences(table: pd.DataFrame, figure: str) -> str:
     """Say which differences of a figure are significant.
 
     Args:
         table: As `results.paired` returns it.
         figure: A key of FIGURES.
-        name: Returns a run's name for people.
     """
     rows = table[table["figure"] == figure]
     if rows.empty:
@@ -125,15 +125,18 @@ def differences(table: pd.DataFrame, figure: str, name: Callable[[str], str] = t
     alone = rows["seeds"].str.endswith(" 1").all()
     others = "not tested against that of" if alone else NOT_DIFFERENT
     said = [
-        f"The {what} of {name(base)}, in {unit}, is "
-        f"{grouped(each, '{other} ({value})', RELATIONS, others, name)}."
+        f"The {what} of {title(base)}, in {unit}{_correction(each)}, is "
+        f"{grouped(each, '{other} ({value})', RELATIONS, others)}."
         for base, each in rows.assign(value=values).groupby("method", sort=False)
     ]
     if alone:
         said.append("One seed gives no interval, so no difference counts as significant.")
-    elif len(rows) > 1:
-        said.append(f"Holm's correction is over {len(rows)} comparisons.")
     return " ".join(said)
+
+
+def _correction(family: pd.DataFrame) -> str:
+    count = family["holm"].notna().sum()
+    return f" and after Holm's correction over {count} comparisons" if count > 1 else ""
 
 
 def answer(question: str, compared: pd.DataFrame) -> Text | None:
@@ -156,14 +159,13 @@ def answer(question: str, compared: pd.DataFrame) -> Text | None:
     return where(bool(question), f"**{question}** {' '.join(texts)}")
 
 
-def readable(table: pd.DataFrame, name: Callable[[str], str] = title) -> pd.DataFrame:
+def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table for people: names and units in full, and what names a row as its index.
 
     Args:
         table: Of comparisons (`statistics.COLUMNS`), or of other scores.
-        name: Returns a run's name for people.
     """
-    table = _named(table, name)
+    table = _named(table)
     if "seeds_low" in table:
         keys = [key for key in COMPARED if key in table]
         rows = table.to_dict("records")

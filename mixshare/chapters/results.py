@@ -1,13 +1,12 @@
 """Tables over finished runs: mean and deviation over seeds, deep ensembles, differences, costs."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -19,7 +18,7 @@ from mixshare.config import RunConfig
 from mixshare.execution import torch_settings
 from mixshare.figures.names import title
 from mixshare.files import outputs_folder, published_folder, write_text
-from mixshare.model import MultiInput, fold
+from mixshare.model import fold
 from mixshare.plan import steps_per_epoch
 from mixshare.training import train
 
@@ -50,7 +49,6 @@ TABLE_COLUMNS = (
     *("accuracy_ensemble", "accuracy_individual", "agreement", "nll", "ece"),
     *("multiply_adds", "training_rows", "latency_ms"),
 )
-Scores = dict[int, np.ndarray]  # of each test image, by seed
 ENSEMBLE = 2  # networks in a deep ensemble, each trained and asked by itself
 # Its costs, as multiples of one network's; it can't be folded.
 OF_ENSEMBLE = {
@@ -59,26 +57,21 @@ OF_ENSEMBLE = {
 }
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The runs of a table that are finished, and a line for each that is not, with the reason."""
+def collect(configs: Sequence[RunConfig], base: Path) -> tuple[list[runs.Run], list[str]]:
+    """Return the finished runs below `base`, the outputs folder or the published one.
 
-    runs: list[runs.Run]
-    missing: list[str]
-
-
-def collect(configs: Sequence[RunConfig], base: Path) -> Collection:
-    """Collect the finished runs below `base`, the outputs folder or the published one."""
-    collection = Collection([], [])
+    And a line for each that is not, with the reason.
+    """
+    finished, missing = [], []
     for config in configs:
         folder = runs.run_folder(config, base)
         reason = runs.unfinished_reason(config, folder)
         if reason is None:
-            collection.runs.append(runs.Run(config, folder))
+            finished.append(runs.Run(config, folder))
         else:
             reason = reason if folder.exists() else "not trained"
-            collection.missing.append(f"{config.name} seed {config.seed}: {reason}")
-    return collection
+            missing.append(f"{config.name} seed {config.seed}: {reason}")
+    return finished, missing
 
 
 def available(configs: Sequence[RunConfig], train_missing: bool = False) -> list[runs.Run]:
@@ -94,7 +87,7 @@ def available(configs: Sequence[RunConfig], train_missing: bool = False) -> list
     if train_missing:
         return [train(config) for config in configs]
     bases = published_folder(), outputs_folder()  # of a run in both the last one counts
-    found = {run.config: run for base in bases for run in collect(configs, base).runs}
+    found = {run.config: run for base in bases for run in collect(configs, base)[0]}
     if not found:
         raise FileProblem(
             f"none of {len(configs)} runs is finished, such as {configs[0].name}, seed "
@@ -187,14 +180,14 @@ def paired(
 
     Returns:
         A row a comparison and figure, `method` minus `other`: `statistics.difference`, `holm` (p
-        over the figure's comparisons), and two verdicts, `raw` and with Holm's p.
+        over the figure's comparisons with one run), and two verdicts, `raw` and with Holm's p.
     """
-    named, families = by_name(finished), []
+    named, rows = by_name(finished), []
     pairs = [(_baseline(method, other, named), other) for other in named]
     for figure in figures:
         values = {name: image_scores(runs, figure) for name, runs in named.items()}
-        families.append(_family(figure, values, pairs))
-    return _judged(families)
+        rows += statistics.comparisons(figure, values, pairs)
+    return statistics.judged(rows, ["figure", "method"])
 
 
 def settings(finished: Sequence[runs.Run], method: str) -> pd.DataFrame:
@@ -203,18 +196,18 @@ def settings(finished: Sequence[runs.Run], method: str) -> pd.DataFrame:
     A lead is a difference with the same settings; that it changes with them is an interaction.
 
     Returns:
-        As `paired`: a row a setting and figure, without it minus with it.
+        As `paired`: a row a setting and figure, with it minus without it.
     """
-    families = []
+    rows = []
     for figure in IMAGE_SCORES:
         values = {name: image_scores(runs, figure) for name, runs in by_name(finished).items()}
         values |= _leads(values, method)
-        pairs = [(name.partition("+")[0], name) for name in values if "+" in name]
-        families.append(_family(figure, values, pairs))
-    return _judged(families)
+        pairs = [(name, name.partition("+")[0]) for name in values if "+" in name]
+        rows += statistics.comparisons(figure, values, pairs)
+    return statistics.judged(rows, ["figure"])
 
 
-def _leads(values: dict[str, Scores], method: str) -> dict[str, Scores]:
+def _leads(values: dict[str, statistics.Scores], method: str) -> dict[str, statistics.Scores]:
     """Return the scores of `method` minus those of each other method at the same settings."""
     leads = {}
     for name, scores in values.items():
@@ -224,25 +217,6 @@ def _leads(values: dict[str, Scores], method: str) -> dict[str, Scores]:
         if other != method and lead:
             leads[f"lead of {title(method)} over {title(other)}{plus}{rest}"] = lead
     return leads
-
-
-def _family(
-    figure: str, values: dict[str, Scores], pairs: Sequence[tuple[str | None, str]]
-) -> pd.DataFrame:
-    """Compare pairs that share a seed, and judge them together."""
-    comparisons = [
-        {"method": base, "other": other, "figure": figure} | compared(values[base], values[other])
-        for base, other in pairs
-        if base in values and values[base].keys() & values[other].keys()
-    ]
-    return statistics.family(comparisons)
-
-
-def _judged(families: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    names = ("method", "other", "figure")
-    table = pd.concat(families, ignore_index=True)
-    # Of one method alone there is nothing to compare: a table of no rows, with its columns.
-    return table.reindex(columns=[*names, *statistics.COLUMNS]).astype(dict.fromkeys(names, object))
 
 
 def _baseline(method: str, other: str, available: Container[str]) -> str | None:
@@ -261,17 +235,10 @@ def by_name(finished: Sequence[runs.Run]) -> dict[str, dict[int, runs.Run]]:
     return named
 
 
-def image_scores(by_seed: Mapping[int, runs.Run | Answers], figure: str) -> Scores:
+def image_scores(by_seed: Mapping[int, runs.Run | Answers], figure: str) -> statistics.Scores:
     """Return the ensemble's score of each test image by seed, (N,) each, of IMAGE_SCORES."""
     name = IMAGE_SCORES[figure]
     return {seed: run.scores[name][0].astype(float) for seed, run in by_seed.items()}
-
-
-def compared(first: Scores, second: Scores) -> dict[str, Any]:
-    """Return `statistics.difference` of two methods on the seeds that they share."""
-    seeds = [seed for seed in first if seed in second]
-    stacked = (np.stack([each[seed] for seed in seeds]) for each in (first, second))
-    return statistics.difference(*stacked)
 
 
 def along(
@@ -285,12 +252,10 @@ def along(
         field: Of RunConfig.
         names: The column that names the runs.
     """
-    by_overrides = {
-        run.config.name.partition("+")[2]: getattr(run.config, field) for run in finished
-    }
-    values = [by_overrides[name.partition("+")[2]] for name in rows[names]]
+    values = {run.config.name: getattr(run.config, field) for run in finished}
+    values |= {ensemble_name(name): value for name, value in values.items()}  # of single networks
     lines = rows[names].str.replace(rf"\+{field}=[^+]*", "", regex=True)
-    return rows.assign(line=lines, **{field: values})
+    return rows.assign(line=lines, **{field: rows[names].map(values)})
 
 
 def costs(finished: Sequence[runs.Run], repeats: int = 30) -> pd.DataFrame:
@@ -314,7 +279,8 @@ def costs(finished: Sequence[runs.Run], repeats: int = 30) -> pd.DataFrame:
     rows, calls = {}, {}
     for name, run in first.items():
         height, width, channels = run.metrics["provenance"]["image_shape"]
-        network, rows[name] = _network(run), _of_training(run)
+        network = run.model if run.has_weights else run.untrained()
+        rows[name] = _of_training(run)
         for prefix, each in (("", network), ("folded_", fold(network))):
             rows[name][f"{prefix}parameters"] = sum(p.numel() for p in each.parameters())
             rows[name][f"{prefix}multiply_adds"] = speed.multiply_adds(each, height, width)
@@ -337,13 +303,6 @@ def _of_training(run: runs.Run) -> dict[str, float]:
     steps = steps_per_epoch(config, run.metrics["provenance"]["train_images"])
     rows = steps * config.batch_size * config.epochs
     return {"training_rows": rows, "learning_rate": config.learning_rate}
-
-
-def _network(run: runs.Run) -> MultiInput:
-    """Return a run's network for its costs, which do not depend on its weights."""
-    if not run.has_logits:  # large ones are not published; then the weights are
-        return run.model
-    return run.untrained(run.logits.shape[2])
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] = _NAMES) -> pd.DataFrame:

@@ -18,10 +18,11 @@ DECIMALS = 12  # of a mean: sums in another order are equal
 TOO_FEW = "too few images differ"
 UNDECIDED = "not significant"
 AFTER_HOLM = "not significant after Holm"  # by itself it is
-# Of a family's table.
+# Of a table that is `judged`.
 MEASURED = ("difference", "seeds_low", "seeds_high", "images_low", "images_high")
 MEASURED += ("p", "seeds", "differing")
 COLUMNS = (*MEASURED, "holm", "raw", "verdict")
+Scores = dict[int, np.ndarray]  # by seed: of each test image, (N,), or one value
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -37,7 +38,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Compare two methods on the same seeds and test images.
 
     Args:
-        first, second: (S, N), a score of each image, such as 1 where it is classified right.
+        first, second: (S, N), a score of each image, such as 1 where it is classified right; or
+            (S,), one value a seed.
 
     Returns:
         `difference`, first minus second; its interval over seeds (paired t) and over images
@@ -45,6 +47,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         many the sign is that of the mean; `differing`, the images on which the two differ.
     """
     each = np.asarray(first, float) - np.asarray(second, float)  # (S, N)
+    if each.ndim == 1:
+        return over_seeds(each)
     by_seed = over_seeds(each.mean(axis=1))
     images_low, images_high, p_images = over_images(each.mean(axis=0))
     return by_seed | {
@@ -94,24 +98,50 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted.cummax().clip(upper=1).reindex(p.index).to_numpy()
 
 
-def family(comparisons: Sequence[dict[str, Any]], expected: Sequence[int] = ()) -> pd.DataFrame:
-    """Judge comparisons that belong together: each by its own p, and by Holm's over all of them.
+def comparisons(
+    figure: str, values: dict[str, Scores], pairs: Sequence[tuple[str | None, str]]
+) -> list[dict[str, Any]]:
+    """Return a row for each pair of methods that share a seed.
 
     Args:
-        comparisons: From `difference`, with more columns where wanted.
-        expected: The sign that is claimed of each; by default none.
+        figure: What the values are.
+        values: By method.
+        pairs: The names of two methods each; those without values are left out.
 
     Returns:
-        A row a comparison, with `holm`, `raw` and `verdict`.
+        `method`, `other`, `figure`, and the first's `difference` from the other.
+    """
+    return [
+        {"method": one, "other": other, "figure": figure} | compared(values[one], values[other])
+        for one, other in pairs
+        if values.get(one, {}).keys() & values.get(other, {}).keys()
+    ]
+
+
+def compared(first: Scores, second: Scores) -> dict[str, Any]:
+    """Return the `difference` of two methods on the seeds that they share."""
+    seeds = [seed for seed in first if seed in second]
+    return difference(*(np.stack([each[seed] for seed in seeds]) for each in (first, second)))
+
+
+def judged(comparisons: Sequence[dict[str, Any]], families: Sequence[str]) -> pd.DataFrame:
+    """Judge comparisons: each by its own p, and by Holm's over those that belong together.
+
+    Args:
+        comparisons: From `difference`, with more columns where wanted, such as `expected`, the sign
+            that is claimed.
+        families: The columns that make a family.
+
+    Returns:
+        A row a comparison, with `holm`, `raw` and `verdict`; of none, a table of no rows.
     """
     table = pd.DataFrame(comparisons)
     if table.empty:
-        return table
-    expected = list(expected) or [0] * len(table)
-    table["holm"] = holm(table["p"])
+        return pd.DataFrame(columns=["method", "other", "figure", *COLUMNS])
+    table["holm"] = table.groupby([*families])["p"].transform(holm)
     for name, p in (("raw", "p"), ("verdict", "holm")):
-        rows = zip(comparisons, table[p], expected, strict=True)
-        table[name] = [verdict(*row) for row in rows]
+        rows = zip(comparisons, table[p], strict=True)
+        table[name] = [verdict(row, p, row.get("expected", 0)) for row, p in rows]
     return table
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from mixshare import features, metrics, mixing, runs
 from mixshare.batch import Normalise
 from mixshare.chapters import grids, results, similarity, statistics
-from mixshare.chapters.answers import Answers, answers, ensemble
+from mixshare.chapters.answers import Answers, answers, ensemble, named
 from mixshare.checks import FileProblem
 from mixshare.config import RunConfig
 from mixshare.data import Data
 from mixshare.execution import torch_settings
+from mixshare.figures.names import change
 from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch
 from mixshare.training import EVALUATION_ROWS, test_logits
@@ -40,7 +41,6 @@ class Adjustment:
     """One row of adjustments.yml, which says what the fields mean."""
 
     base: str
-    change: str
     overrides: dict[str, Any]
     statement: str
     expected: int
@@ -59,7 +59,7 @@ _ADJUSTMENTS = yaml.safe_load(
     Path(__file__).with_name("adjustments.yml").read_text(encoding="utf-8")
 )
 ADJUSTMENTS = tuple(Adjustment(base, *row) for base, rows in _ADJUSTMENTS.items() for row in rows)
-TWO_SINGLE = Adjustment("mixshare", "control: two single networks, equal multiply-adds", {}, "", 0)
+TWO_SINGLE = Adjustment("mixshare", {}, "", 0)  # the control of equal multiply-adds
 
 
 def half_cost_pair(profile: str, seed: int) -> list[RunConfig]:
@@ -124,11 +124,6 @@ def _importances(network: MultiInput, images: Tensor, members: int) -> list[Tens
     return [torch.stack(block) for block in zip(*by_member, strict=True)]
 
 
-def untrained(run: runs.Run) -> MultiInput:
-    """Return the network that a run started from."""
-    return run.untrained(run.model.classifiers[0].out_features)
-
-
 @_exact
 @torch.no_grad()
 def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
@@ -146,13 +141,13 @@ def sharing(run: runs.Run, images: Tensor) -> pd.DataFrame:
         network (`init…`); and `change`, the overlap minus the untrained one's.
     """
     network = _network(run, images)
-    start = untrained(run).to(images.device)
+    start = run.untrained().to(images.device)
     cka = similarity.cka(network, images, images[:FIXED], min(CKA_BATCH, len(images) // 2))
     rows = []
     importances = (_importances(each, images, 2) for each in (network, start))
     for k, blocks in enumerate(zip(*importances, strict=True)):
         (a, b), (a0, b0) = (block.mean(dim=1) for block in blocks)  # over the fixed inputs
-        row = _names(run) | {"block": k + 1} | _overlap(a, b) | _overlap(a0, b0, "init_")
+        row = named(run) | {"block": k + 1} | _overlap(a, b) | _overlap(a0, b0, "init_")
         row |= {
             "change": row["overlap"] - row["init_overlap"],
             "scale_free": similarity.scale_free(a, b).item(),
@@ -177,11 +172,7 @@ def cross_talk(run: runs.Run, images: Tensor, labels: Tensor) -> dict[str, Any]:
     network, labels = _network(run, images), labels[: len(images)].to(images.device)
     found = similarity.cross_talk(network, images, labels, images[:FIXED])
     scores = {name: value.item() for name, value in found.items()}
-    return _names(run) | scores | {"own_minus_swapped": scores["own"] - scores["swapped"]}
-
-
-def _names(run: runs.Run) -> dict[str, Any]:
-    return {"method": run.config.name, "seed": run.config.seed}
+    return named(run) | scores | {"own_minus_swapped": scores["own"] - scores["swapped"]}
 
 
 def by_method(rows: pd.DataFrame) -> pd.DataFrame:
@@ -218,18 +209,20 @@ def over_training(table: pd.DataFrame, by: list[str], scores: Sequence[str]) -> 
 
     Returns:
         A row a group and score: `start`, `end`, `change` with its 95 % t interval over seeds, and
-        the verdict, "rises" or "falls" where that leaves out zero.
+        the verdict, "rises" or "falls" where that leaves out zero and so does Holm's correction
+        over all groups.
     """
     rows = []
     for key, group in table.groupby(by, sort=False):
         for name in scores:
             start, end = group[f"init_{name}"], group[name]
-            mean, low, high = statistics.interval(end - start)
-            verdict = "rises" if low > 0 else "falls" if high < 0 else statistics.UNDECIDED
-            row = dict(zip(by, key, strict=True)) | {"score": name, "seeds": len(group)}
-            row |= {"start": start.mean(), "end": end.mean(), "change": mean}
-            rows.append(row | {"change_low": low, "change_high": high, "verdict": verdict})
-    return pd.DataFrame(rows)
+            row = dict(zip(by, key, strict=True)) | {"score": name}
+            row |= {"start": start.mean(), "end": end.mean()}
+            rows.append(row | statistics.over_seeds(end - start) | {"seeds": len(group)})
+    ends = {"seeds_low": "change_low", "seeds_high": "change_high"}
+    table = statistics.judged(rows, ["score"]).rename(columns={"difference": "change"} | ends)
+    table["verdict"] = table["verdict"].replace({"higher": "rises", "lower": "falls"})
+    return table[[*by, "score", "seeds", "start", "end", "change", *ends.values(), "verdict"]]
 
 
 def norm_overlaps(run: runs.Run) -> pd.DataFrame:
@@ -241,8 +234,8 @@ def norm_overlaps(run: runs.Run) -> pd.DataFrame:
         weighed alike: of the kernels channel by channel (their norms' ranks), or of the
         classifiers' weights class by class. The untrained network's are `init…`.
     """
-    rows = {"input": _names(run) | {"block": "input"}, "output": _names(run) | {"block": "output"}}
-    for prefix, network in (("init_", untrained(run)), ("", run.model)):
+    rows = {"input": named(run) | {"block": "input"}, "output": named(run) | {"block": "output"}}
+    for prefix, network in (("init_", run.untrained()), ("", run.model)):
         norms = {
             "input": (features.kernel_norms(network), features.kernel_alignment(network)[0]),
             "output": (features.classifier_norms(network), features.classifier_cosine(network)),
@@ -260,8 +253,8 @@ def drift(finished: Sequence[runs.Run]) -> pd.DataFrame:
     figures = ("accuracy_ensemble", "accuracy_individual", "nll", "agreement")
     rows = []
     for run in finished:
-        before = features.mean_alignment(untrained(run))
-        row = _names(run) | {f"init_{name}": value for name, value in before.items()}
+        before = features.mean_alignment(run.untrained())
+        row = named(run) | {f"init_{name}": value for name, value in before.items()}
         row |= {name: run.history[name].iloc[-1] for name in before}
         rows.append(row | {name: run.metrics[name] for name in figures})
     return pd.DataFrame(rows)
@@ -282,7 +275,7 @@ def gap(run: runs.Run, data: Data) -> dict[str, Any]:
     rows = EVALUATION_ROWS[images.device.type]
     batches = zip(inputs.split(rows, dim=1), masks.split(rows, dim=1), strict=True)
     cut = torch.cat([network(*batch) for batch in batches], dim=1)
-    row = _names(run)
+    row = named(run)
     for name, logits in (("summed", test_logits(network, data)), ("cut", cut)):
         figures = metrics.evaluate(logits, data.test_labels)
         row[f"accuracy_{name}"] = figures["accuracy_individual"]
@@ -306,7 +299,8 @@ def adjustments(finished: Sequence[runs.Run]) -> pd.DataFrame:
     Returns:
         A row an adjustment, and one for the deep ensemble of two small single networks that cost
         what MixShare costs, for ensemble accuracy and then for NLL: `statistics.difference` and
-        `statistics.family`, a family being the rows of one base and figure with a statement.
+        `statistics.judged`, a family being the rows of one base and figure with a statement, or
+        those without one.
 
     Raises:
         OSError: There is none that has one.
@@ -316,27 +310,26 @@ def adjustments(finished: Sequence[runs.Run]) -> pd.DataFrame:
     small = results.ensemble_name(half_cost_pair(profile, 1)[0].name)
     changes.append((TWO_SINGLE, small, _small_ensembles(finished)))
     better = {"accuracy_ensemble": 1, "nll": -1}
-    table = pd.DataFrame(
+    rows = [
         {
-            **{"base": row.base, "change": row.change, "figure": figure},
+            **{"base": row.base, "change": change(name, row.base), "figure": figure},
             **{"method": name, "other": row.base},
-            **results.compared(
+            **statistics.compared(
                 *(results.image_scores(each, figure) for each in (changed, by_name[row.base]))
             ),
             **{"appendix": row.statement, "expected": sign * row.expected},
+            "stated": row.expected != 0,
         }
         for figure, sign in better.items()
         for row, name, changed in changes
         if changed.keys() & by_name.get(row.base, {}).keys()
-    )
-    if table.empty:
+    ]
+    if not rows:
         raise FileProblem(
             f"among {len(finished)} runs no change has a seed in common with its base; "
             "train_missing=True trains both"
         )
-    families = table.groupby(["figure", "base", table["expected"] != 0], sort=False)
-    judged = [statistics.family(rows.to_dict("records"), rows["expected"]) for _, rows in families]
-    return pd.concat(judged, ignore_index=True)
+    return statistics.judged(rows, ["figure", "base", "stated"]).drop(columns="stated")
 
 
 def _small_ensembles(finished: Sequence[runs.Run]) -> dict[int, Answers]:

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from mixshare import metrics, runs
 from mixshare.chapters import statistics
-from mixshare.chapters.answers import Answers, answers
+from mixshare.chapters.answers import Answers, answers, named
 from mixshare.data import Data
 from mixshare.files import sha256
 
@@ -107,12 +107,10 @@ def compared(rows: pd.DataFrame, figure: str, method: str) -> pd.DataFrame:
         figure: A key of FIGURES.
         method: That the others are compared with.
     """
-    by_seed = rows.pivot(index="seed", columns="method", values=figure)
-    others = [name for name in rows["method"].unique() if name != method]
-    differences = [(by_seed[method] - by_seed[other]).dropna() for other in others]
-    table = statistics.family([statistics.over_seeds(each) for each in differences])
-    table = table.assign(method=method, other=others, figure=figure)
-    return table.reindex(columns=["method", "other", "figure", *statistics.COLUMNS])
+    groups = rows.dropna(subset=[figure]).groupby("method", sort=False)
+    values = {name: dict(zip(each["seed"], each[figure], strict=True)) for name, each in groups}
+    pairs = [(method, other) for other in values if other != method]
+    return statistics.judged(statistics.comparisons(figure, values, pairs), ["figure"])
 
 
 # Temperature
@@ -237,7 +235,7 @@ def robustness(finished: Sequence[runs.Run], data: Data) -> tuple[pd.DataFrame, 
 def _quality(run: runs.Run, data: Data, images: Tensor) -> dict[str, Any]:
     given = answers(run, data, images)
     found = given.metrics
-    return given.names | {"accuracy": found["accuracy_ensemble"], "nll": found["nll"]}
+    return named(given) | {"accuracy": found["accuracy_ensemble"], "nll": found["nll"]}
 
 
 def corruption_errors(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -304,7 +302,7 @@ def detection(each: Sequence[Answers]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for given in each:
         wrong = ~given.scores["right"][0]
         for name, scores in uncertainties(given.logits).items():
-            risk, kind = risks(scores, wrong), given.names | {"score": name}
+            risk, kind = risks(scores, wrong), named(given) | {"score": name}
             figures = {"auroc": auroc(scores, wrong), "aurc": risk.mean(), "errors": wrong.sum()}
             at = risk[np.ceil(COVERAGES / 100 * len(risk)).astype(int) - 1]
             found.append(kind | figures)
@@ -322,7 +320,7 @@ def agreements(each: Sequence[Answers]) -> pd.DataFrame:
     for given in several:
         labels, wrong = given.logits.argmax(dim=2), ~torch.from_numpy(given.scores["right"][0])
         shares = map(metrics.agreement, (labels, labels[:, wrong]))  # NaN of no errors
-        rows.append([*given.names.values(), int(wrong.sum()), *shares])
+        rows.append([*named(given).values(), int(wrong.sum()), *shares])
     columns = ("method", "seed", "errors", "agreement", "agreement_wrong")
     return pd.DataFrame(rows, columns=columns)
 

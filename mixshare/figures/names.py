@@ -27,15 +27,17 @@ SETTINGS = {
     "mix_probability=1": "cutmix in every batch",
     "mix_probability=0.5": "cutmix in half of the batches",
     "input_repetition=0": "no input repetition",
-    "loss_root=1": "loss weights of root 1",
-    "loss_root=3": "loss weights of root 3",
+    "input_repetition=0.1": "10 % input repetition",
+    "input_repetition=0.3": "30 % input repetition",
+    "loss_root=1": "ratios as loss weights (r = 1)",
+    "loss_root=3": "loss weights evened out (r = 3)",
+    "repeat_augmented=true": "one crop and flip for all repetitions",
     "unmix=false": "no unmixing",
     "unmix=true": "unmixing",
-    "unmix_normalize=false": "unmixing by M times the masked average",
+    "unmix_normalize=false": "unmixing averaged over all positions",
     "unmix_resize=nearest": "unmixing by nearest masks",
     "tied=true": "one subnetwork",
     "pixel_cutmix=true": "CutMix of pixels",
-    "batch_repetition=2": "batch repetition 2",
     "precision=bfloat16": "bfloat16",
 }
 
@@ -45,3 +47,8 @@ def title(name: str) -> str:
     method, *settings = name.split("+")
     words = [SETTINGS.get(each, re.sub("[_=]", " ", each)) for each in settings]
     return " with ".join(filter(None, (METHOD_NAMES.get(method, method), " and ".join(words))))
+
+
+def change(name: str, base: str) -> str:
+    """Return what a run's name adds to another's: "unmixing" for "mimo+unmix=true" and "mimo"."""
+    return title(name).removeprefix(f"{title(base)} with ")

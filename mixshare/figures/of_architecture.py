@@ -86,7 +86,7 @@ def _mix_label(config: RunConfig) -> str:
     if config.mix != "cutmix":
         return MIXES[config.mix]
     often = "all" if config.mix_probability == 1 else f"{100 * config.mix_probability:g} %"
-    return f"CutMix in {often}\nof the batches"
+    return f"cutmix in {often}\nof the batches"
 
 
 def _draw_core(panel: Axes, config: RunConfig, row: float) -> None:

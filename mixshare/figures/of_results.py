@@ -51,11 +51,12 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
             for pair in pairs.itertuples():
                 style = style_of(pair.other)
                 draw_comparison(right, methods.index(pair.other), pair, 100, **style)
-            right.axvline(0, color="black", linewidth=0.6)
-            alike = ", with its settings if run,\n" if (pairs["method"] != method).any() else " "
+            right.axvline(0, color="black", linewidth=0.6, zorder=1)
+            alone = (pairs["method"] == method).all()
+            alike = "" if alone else " (for other methods,\nwith their settings if run)"
             right.set_xlabel(
-                f"{title(method)}{alike}minus this one, percentage points\n(95 %: marker, over "
-                "seeds;\nthin, over images)"
+                f"{title(method)}{alike} minus this one, points\n(95 %: marker, over seeds;"
+                "\nthin, over images;\nhollow: not significant)"
             )
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
@@ -144,8 +145,8 @@ def claims(evidence: pd.DataFrame) -> Figure:
         evidence: As `chapters.claims.evidence` returns it.
     """
     rows = evidence[evidence["unit"] == "points"].reset_index(drop=True)
-    ends = rows[["seeds_low", "seeds_high", "images_low", "images_high"]].abs()
-    most = max(2.0, 2 * float(ends.max(axis=1).median())) if len(rows) else 2.0
+    ends = rows[["seeds_low", "seeds_high", "images_low", "images_high"]].abs().max(axis=1)
+    most = max(2.0, min(1.05 * ends.max(), 2 * ends.median())) if len(rows) else 2.0
     with new_figure(1, 1, "full", 0.27 * len(rows) + 0.7) as (figure, axes):
         panel = axes[0, 0]
         for row in rows.itertuples():
@@ -157,9 +158,10 @@ def claims(evidence: pd.DataFrame) -> Figure:
             if abs(row.difference) > most:
                 side = np.sign(row.difference)
                 text = f"{row.difference:+.0f} →" if side > 0 else f"← {row.difference:+.0f}"
+                look = {"va": "center", "ha": "right" if side > 0 else "left"}
                 box = {"facecolor": "white", "linewidth": 0, "pad": 1}
-                panel.text(0.9 * side * most, row.Index, text, va="center", ha="center", bbox=box)
-        panel.axvline(0, color="black", linewidth=0.6)
+                panel.text(side * most, row.Index, text, bbox=box, **look)
+        panel.axvline(0, color="black", linewidth=0.6, zorder=1)
         labels = [textwrap.fill(label, 60) for label in rows["label"]]
         panel.set(yticks=range(len(rows)), yticklabels=labels, xlim=(-most, most))
         panel.set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlabel="points of ensemble accuracy")

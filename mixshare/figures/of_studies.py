@@ -76,13 +76,15 @@ def overlaps(table: pd.DataFrame) -> Figure:
     """Draw every run's overlap after each block, and the range that chance would give in grey.
 
     Args:
-        table: As `chapters.studies.sharing` gives it, for several runs.
+        table: As `chapters.studies.sharing` gives it, for several runs; methods may be starts.
     """
     methods = list(table["method"].unique())
+    styles = {start(encoder_init): style for encoder_init, style in ENCODER_STYLES.items()}
     width = "full" if len(methods) > 1 else "column"
     with new_figure(1, len(methods), width, 1.9, sharey=True) as (figure, axes):
         for panel, method in zip(axes[0], methods, strict=True):
-            _draw_overlaps(panel, table[table["method"] == method], style_of(method))
+            style = styles.get(method, style_of(method))
+            _draw_overlaps(panel, table[table["method"] == method], style)
             panel.set_title(short(method))
         axes[0, 0].set_ylabel("overlap of importances")
         legend_above(figure, axes[0, 0], 1)

@@ -57,6 +57,6 @@ def _draw_lines(panel: Axes, table: pd.DataFrame, lines: str, x: str, y: str) ->
         panel.plot(means.index, means, **look | POOLED_STYLES.get(line, style_of(line)))
     if y in LOGARITHMIC:
         panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("")

@@ -105,6 +105,8 @@ def draw_comparison(
 ) -> None:
     """Draw a difference with its intervals over seeds, with the marker, and over test images, thin.
 
+    The marker is hollow where the difference is not significant.
+
     Args:
         panel: Where it is drawn.
         place: Of the interval over seeds, on the other axis; the one over images is beside it.
@@ -113,6 +115,9 @@ def draw_comparison(
         vertical: Along the y axis; else along the x axis.
         **style: Of the lines and the marker; lines are always solid.
     """
+    if row.verdict not in ("higher", "lower", "supports", "contradicts"):
+        hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8}
+        style = style | hollow | {"markeredgecolor": style["color"]}
     plain = style | {"marker": "none", "linewidth": 0.6, "label": None}
     beside = 1.02 * place if vertical else place + BESIDE
     for kind, position, look in (("seeds", place, style), ("images", beside, plain)):

@@ -19,11 +19,11 @@ from matplotlib.text import Text
 from mixshare import figures
 from mixshare.chapters import results
 from mixshare.chapters.speed import KINDS, REST
-from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS, TWO_SINGLE
+from mixshare.chapters.studies import ADJUSTMENTS, ALIGNMENTS
 from mixshare.chapters.trust import SEVERITIES
 from mixshare.config import METHODS, RunConfig
 from mixshare.figures import style
-from mixshare.figures.names import title
+from mixshare.figures.names import change, title
 from mixshare.figures.of_trust import POOLED_STYLES
 from mixshare.files import project_root
 
@@ -71,11 +71,11 @@ POINTS = {name: 100 * value for name, value in INTERVALS.items()} | {"margin": 0
 
 def pairs_of(names, figure="accuracy_ensemble"):
     pairs = [
-        {"method": "mixshare", "other": name, "figure": figure, **INTERVALS}
+        {"method": "mixshare", "other": name, "figure": figure, **INTERVALS, "verdict": "higher"}
         for name in names
         if name != "mixshare"
     ]
-    return pd.DataFrame(pairs, columns=["method", "other", "figure", *INTERVALS])
+    return pd.DataFrame(pairs, columns=["method", "other", "figure", *INTERVALS, "verdict"])
 
 
 def mixing(members, rows=4):
@@ -119,11 +119,11 @@ def sharing(names):
     return pd.DataFrame(rows)
 
 
-def adjusted(changes=(*ADJUSTMENTS, TWO_SINGLE)):
+def adjusted(changes=ADJUSTMENTS):
     interval = {"difference": -0.3, "seeds_low": -0.9, "seeds_high": 0.5}
-    numbers = interval | {"images_low": -0.5, "images_high": -0.1}
+    numbers = interval | {"images_low": -0.5, "images_high": -0.1, "verdict": "not significant"}
     rows = [
-        {"base": row.base, "change": row.change, "figure": figure, **numbers}
+        {"base": row.base, "change": change(row.name, row.base), "figure": figure, **numbers}
         for figure in ("accuracy_ensemble", "nll")
         for row in changes
     ]
@@ -643,10 +643,10 @@ def words_of(config) -> str:
 class TestArchitecture:
     def test_its_labels_follow_the_configuration(self):
         mixshare = words_of(RunConfig.preset("digits", "mixshare"))
-        for words in ("CutMix in all", "average over region 2", "identical", "64 maps", "$x_{2}$"):
+        for words in ("cutmix in all", "average over region 2", "identical", "64 maps", "$x_{2}$"):
             assert words in mixshare
         cut = words_of(RunConfig.preset("paper", "cut_mixmo"))
-        assert "CutMix in 50 %" in cut and "independent" in cut and "128 maps" in cut
+        assert "cutmix in 50 %" in cut and "independent" in cut and "128 maps" in cut
         assert "region" not in cut and "region" not in words_of(RunConfig.preset("paper", "mimo"))
 
     def test_a_network_with_one_member_mixes_nothing_and_folds_into_itself(self):
@@ -708,3 +708,14 @@ def test_small_and_large_changes_can_be_told_from_zero_on_one_axis():
         to_axes = panel.transData + panel.transAxes.inverted()
         places, zero = to_axes.transform(points)[:, 0], to_axes.transform((0, 0))[0]
         assert (places > 0).all() and (places < 1).all() and (abs(places - zero) > 0.02).all()
+
+
+def test_a_difference_that_is_not_significant_has_a_hollow_marker():
+    verdicts = {"mimo": "higher", "single": "not significant after Holm", "cut_mixmo": "lower"}
+    pairs = pairs_of(ALL)
+    pairs = pairs[pairs["other"].isin(verdicts)]
+    pairs = pairs.assign(verdict=pairs["other"].map(verdicts))
+    left, right = figures.results(runs_of(["mixshare", *verdicts]), pairs, "mixshare").axes
+    faces = [line.get_markerfacecolor() == "white" for line in marked_lines(right)]
+    assert sorted(faces) == [False, False, True]
+    assert "hollow: not significant" in right.get_xlabel()

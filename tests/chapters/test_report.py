@@ -53,6 +53,9 @@ def test_an_interval_names_the_kinds_that_there_are():
     assert report.interval(row) == "+1.00 points (95 %: seeds −1.00 to +3.00, images 0.00 to +2.00)"
     only_seeds = row | {"images_low": np.nan, "images_high": np.nan}
     assert report.interval(only_seeds, "", 1) == "+0.01 (95 %: seeds −0.01 to +0.03)"
+    equal = row | {"seeds_low": 0.01, "seeds_high": 0.01}
+    text = "+1.00 points (95 %: seeds none, as all are equal, images 0.00 to +2.00)"
+    assert report.interval(equal) == text
     none = row | dict.fromkeys(INTERVALS, np.nan)
     assert report.interval(none) == "+1.00 points (one seed, no interval)"
 
@@ -67,10 +70,10 @@ class TestDifferences:
             {"figure": "nll"},
         )
         assert report.differences(table, "accuracy_ensemble") == (
-            "The ensemble accuracy of MixShare, in points, is significantly higher than that of "
-            "MIMO (+1.00); significantly lower than that of Single network (−2.00); not "
-            "significantly different from that of Cut-MixMo (+1.00) and Cut-MixMo with unmixing "
-            "(+1.00). Holm's correction is over 4 comparisons."
+            "The ensemble accuracy of MixShare, in points and after Holm's correction over 4 "
+            "comparisons, is significantly higher than that of MIMO (+1.00); significantly lower "
+            "than that of Single network (−2.00); not significantly different from that of "
+            "Cut-MixMo (+1.00) and Cut-MixMo with unmixing (+1.00)."
         )
         assert report.differences(table, "nll").startswith("The NLL of MixShare, in nats, is")
 
@@ -90,11 +93,14 @@ class TestDifferences:
         text = report.differences(pairs({"verdict": statistics.AFTER_HOLM}), "accuracy_ensemble")
         assert "not significantly different, after Holm's correction, from that of MIMO" in text
 
-    def test_use_the_names_that_they_are_given(self):
-        text = report.differences(
-            pairs({}), "accuracy_ensemble", {"mimo": "M", "mixshare": "S"}.get
+    def test_count_the_comparisons_with_each_run(self):
+        others = [{"other": other, "method": "mixshare+width=2"} for other in ("mimo", "single")]
+        text = report.differences(pairs({}, *others), "accuracy_ensemble")
+        assert "The ensemble accuracy of MixShare, in points, is" in text
+        corrected = (
+            "MixShare with width 2, in points and after Holm's correction over 2 comparisons"
         )
-        assert "of S, in points, is significantly higher than that of M (" in text
+        assert text.count("Holm") == 1 and corrected in text
 
 
 def test_rows_are_grouped_by_their_verdicts():

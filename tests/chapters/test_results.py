@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -193,6 +193,25 @@ class TestPairedDifferences:
         assert row.raw == row.verdict == "not significant"
 
 
+def test_paired_holms_correction_is_over_the_comparisons_with_one_run():
+    random = np.random.default_rng(0)
+    runs = [
+        scored(
+            method, seed, random.random(200) < 0.5 + 0.1 * width, random.random(200), width=width
+        )
+        for method in ("single", "mimo", "mixshare")
+        for width in (1.0, 2.0)
+        for seed in (1, 2)
+    ]
+    table = results.paired(runs, "mixshare")
+    sizes = table.groupby(["figure", "method"]).size().to_dict()
+    names = product(("accuracy_ensemble", "nll"), ("mixshare", "mixshare+width=2"))
+    # At width 1 the two others, and MixShare's own width 2; at width 2 the two others.
+    assert sizes == dict(zip(names, (3, 2, 3, 2), strict=True))
+    for _, family in table.groupby(["figure", "method"]):
+        assert is_holm(family["holm"], family["p"])
+
+
 def test_settings_change_each_method_and_the_lead_over_each_other():
     right = [True, False]
     nll = {("single", 1.0): [0.5, 1.0], ("mixshare", 1.0): [0.4, 0.7]}
@@ -208,9 +227,9 @@ def test_settings_change_each_method_and_the_lead_over_each_other():
     lead = "lead of MixShare over Single network"
     assert table["difference"].to_dict() == pytest.approx(
         {
-            ("single", "single+width=2"): 0.75 - 0.45,
-            ("mixshare", "mixshare+width=2"): 0.55 - 0.5,
-            (lead, f"{lead}+width=2"): (0.55 - 0.75) - (0.5 - 0.45),
+            ("single+width=2", "single"): 0.45 - 0.75,
+            ("mixshare+width=2", "mixshare"): 0.5 - 0.55,
+            (f"{lead}+width=2", lead): (0.5 - 0.45) - (0.55 - 0.75),
         },
         abs=1e-3,  # NLL is kept in float16
     )
@@ -313,9 +332,9 @@ class TestTheControlOfEqualRows:
 def test_runs_that_are_missing_are_named(finished, copied):
     copied("mimo", 1)
     wanted = [mixshare.RunConfig.preset("smoke", method, 1) for method in ("mimo", "mixshare")]
-    collection = results.collect(wanted, outputs_folder())
-    assert [run.config.method for run in collection.runs] == ["mimo"]
-    assert collection.missing == ["mixshare seed 1: not trained"]
+    collected, missing = results.collect(wanted, outputs_folder())
+    assert [run.config.method for run in collected] == ["mimo"]
+    assert missing == ["mixshare seed 1: not trained"]
 
 
 def test_available_are_the_readers_own_runs_then_the_published_ones_and_no_others(
@@ -344,7 +363,7 @@ def test_available_are_trained_where_that_is_asked_for(outputs):
 def test_a_damaged_run_is_named_with_its_reason(copied):
     run = copied("mimo", 1)
     (run.folder / "metrics.json").write_text('{"accuracy_ens')
-    (reason,) = results.collect([run.config], outputs_folder()).missing
+    _, (reason,) = results.collect([run.config], outputs_folder())
     assert "metrics.json is damaged" in reason and "\n" not in reason
 
 

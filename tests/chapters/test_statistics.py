@@ -204,7 +204,9 @@ class TestAVerdict:
 
 class TestAFamily:
     p = (0.012, 0.03, 0.001, math.nan, 0.4)
-    table = statistics.family([compared(**GOOD) | {"p": p} for p in p], [1, -1, 0, 0, 0])
+    rows = [compared(**GOOD) | {"p": p, "of": "all"} for p in p]
+    claimed = [row | {"expected": sign} for row, sign in zip(rows, (1, -1), strict=False)]
+    table = statistics.judged([*claimed, *rows[2:]], ["of"])
 
     def test_has_raw_and_adjusted_verdicts_beside_each_other(self):
         assert is_holm(self.table["holm"], self.p)
@@ -213,8 +215,17 @@ class TestAFamily:
         assert adjusted == ["supports", statistics.AFTER_HOLM, "higher", *["not significant"] * 2]
 
     def test_of_one_comparison_is_judged_by_its_own_p(self):
-        (row,) = statistics.family([compared(**GOOD) | {"p": 0.04}]).itertuples()
+        (row,) = statistics.judged(
+            [compared(**GOOD) | {"p": 0.04, "of": "all"}], ["of"]
+        ).itertuples()
         assert (row.holm, row.raw, row.verdict) == (0.04, "higher", "higher")
+
+    def test_does_not_count_the_comparisons_of_another(self):
+        kinds = ["a", "b", "a"]
+        rows = [compared(**GOOD) | {"p": 0.03, "of": kind} for kind in kinds]
+        table = statistics.judged(rows, ["of"])
+        assert table["holm"].tolist() == [0.06, 0.03, 0.06] and table["of"].tolist() == kinds
+        assert table["verdict"].tolist() == [statistics.AFTER_HOLM, "higher", statistics.AFTER_HOLM]
 
 
 def simulated(generator, of_seeds, of_images, mean=0.0, seeds=3, images=40):

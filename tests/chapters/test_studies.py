@@ -19,11 +19,13 @@ from mixshare import data, features, figures, metrics, mixing, runs
 from mixshare.chapters import report, similarity, statistics, studies
 from mixshare.chapters.speed import multiply_adds
 from mixshare.checks import FileProblem
+from mixshare.figures.names import change
 from mixshare.files import published_folder
 from mixshare.training import Training
 
 STUDIES = published_folder() / "digits" / "studies"
 FIGURES = ("accuracy_ensemble", "nll")
+TWO_SINGLE = "deep ensemble of 2 with width 0.7"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_adjustments_are_all_different_runs_and_none_is_its_base():
     names = {row.config("digits", 1).name for row in studies.ADJUSTMENTS}
     assert len(names) == len(studies.ADJUSTMENTS) and not names & set(mixshare.config.METHODS)
     assert {row.base for row in studies.ADJUSTMENTS} == {"mixshare", "cut_mixmo"}
-    assert len({row.change for row in studies.ADJUSTMENTS}) == len(names)
+    assert len({change(row.name, row.base) for row in studies.ADJUSTMENTS}) == len(names)
 
 
 def test_two_single_networks_of_half_the_cost_cost_what_mixshare_costs_within_5_percent():
@@ -44,7 +46,9 @@ def test_two_single_networks_of_half_the_cost_cost_what_mixshare_costs_within_5_
         configs = [mixshare.RunConfig.preset(profile, "mixshare", 1)]
         configs += studies.half_cost_pair(profile, 1)
         whole, *pair = (
-            multiply_adds(runs.build_model(config, channels, classes).eval(), size, size)
+            multiply_adds(
+                runs.build_model(config, (size, size, channels), classes).eval(), size, size
+            )
             for config in configs
         )
         assert sum(pair) / whole == pytest.approx(1, abs=0.05), profile
@@ -96,7 +100,7 @@ class TestTheUntrainedNetwork:
         for method in ("mimo", "mixshare"):
             run = finished(method, 1)
             start = Training(run.config, few, torch.device("cpu")).model.state_dict()
-            again, trained = studies.untrained(run).state_dict(), run.model.state_dict()
+            again, trained = run.untrained().state_dict(), run.model.state_dict()
             assert all(torch.equal(start[name], again[name]) for name in trained)
             name = "blocks.0.0.conv1.weight"
             assert not torch.equal(again[name], trained[name])
@@ -110,7 +114,7 @@ class TestTheUntrainedNetwork:
     def test_has_the_overlap_of_a_network_that_is_built_anew(self, finished, few):
         run, images = finished("mimo", 2), studies.test_inputs(few)
         table = studies.sharing(run, images)
-        model = runs.build_model(run.config, 1, 10).eval()
+        model = runs.build_model(run.config, (16, 16, 1), 10).eval()
         sides = [
             features.block_importance(model, images, images[: studies.FIXED], member)
             for member in (0, 1)
@@ -158,18 +162,20 @@ def test_over_the_seeds_every_score_has_scipys_t_interval_and_reads_as_one_colum
     assert averaged.iloc[1][["seeds", "cka"]].tolist() == [1, 0.1]
     assert averaged.iloc[1][["cka_low", "cka_high"]].isna().all()
     text = f"0.63 ({scipys.low:.2f} to {scipys.high:.2f})"
-    assert report.readable(averaged, str).iloc[0].to_dict() == {"seeds": 3, "CKA": text}
+    assert report.readable(averaged).iloc[0].to_dict() == {"seeds": 3, "CKA": text}
 
 
 def test_over_training_a_score_rises_or_falls_where_scipys_interval_of_its_change_leaves_out_zero():
-    changes = {"up": [0.2, 0.3, 0.25], "down": [-0.3, -0.2, -0.2], "open": [-0.1, 0.1, 0.3]}
+    changes = {"up": [0.2, 0.3, 0.25], "down": [-0.2, -0.21, -0.2], "open": [-0.1, 0.1, 0.3]}
+    changes["holm"] = [-0.3, -0.2, -0.15]  # p 0.04, and of four
     rows = [
         {"method": name, "seed": seed, "cosine": 0.1 * seed + change, "init_cosine": 0.1 * seed}
         for name, values in (changes | {"one": [0.4]}).items()
         for seed, change in enumerate(values, start=1)
     ]
     table = studies.over_training(pd.DataFrame(rows), ["method"], ["cosine"]).set_index("method")
-    verdicts = {"up": "rises", "down": "falls", "open": "not significant", "one": "not significant"}
+    verdicts = {"up": "rises", "down": "falls", "holm": "not significant after Holm"}
+    verdicts |= dict.fromkeys(("open", "one"), "not significant")
     assert table["verdict"].to_dict() == verdicts and set(table["score"]) == {"cosine"}
     for name, values in changes.items():
         row, mean = table.loc[name], np.mean(values)
@@ -201,7 +207,10 @@ def test_input_and_output_block_are_compared_before_and_after_training(finished)
     run = finished("mimo", 1)
     table = studies.norm_overlaps(run).set_index("block")
     assert list(table.index) == ["input", "output"] and set(table["method"]) == {"mimo"}
-    for prefix, model in (("", run.model), ("init_", runs.build_model(run.config, 1, 10))):
+    for prefix, model in (
+        ("", run.model),
+        ("init_", runs.build_model(run.config, (16, 16, 1), 10)),
+    ):
         kernels = [
             encoder.weight.detach().double().flatten(1).numpy() for encoder in model.encoders
         ]
@@ -222,7 +231,7 @@ def test_input_and_output_block_are_compared_before_and_after_training(finished)
 def test_norms_that_hardly_differ_overlap_by_chance(finished):
     """So their overlap stands beside its own null, that of permuted features."""
     row = studies.norm_overlaps(finished("mimo", 1)).iloc[1]
-    model = runs.build_model(finished("mimo", 1).config, 1, 10)
+    model = runs.build_model(finished("mimo", 1).config, (16, 16, 1), 10)
     a, b = (each.weight.detach().abs().sum(dim=0).numpy() for each in model.classifiers)
     random = np.random.default_rng(1)
     orders = [random.permutation(b) for _ in range(4000)]
@@ -252,7 +261,7 @@ def test_an_untrained_network_has_a_train_test_gap_unless_its_encoders_are_ident
     gaps = {}
     for encoder_init in ("identical", "independent"):
         config = mixshare.RunConfig.preset("smoke", encoder_init=encoder_init)
-        run = SimpleNamespace(config=config, model=runs.build_model(config, 1, 10).eval())
+        run = SimpleNamespace(config=config, model=runs.build_model(config, (16, 16, 1), 10).eval())
         row = studies.gap(run, few)
         gaps[encoder_init] = abs(row["nll_cut"] - row["nll_summed"])
     assert gaps["identical"] < 1e-3 and gaps["independent"] > 2e-3
@@ -334,7 +343,7 @@ class TestPublishedStudies:
 
     def test_every_adjustment_is_in_the_table_with_a_verdict_that_its_numbers_allow(self):
         table = pd.read_csv(STUDIES / "adjustments.csv")
-        changes = {*(row.change for row in studies.ADJUSTMENTS), studies.TWO_SINGLE.change}
+        changes = {*(change(row.name, row.base) for row in studies.ADJUSTMENTS), TWO_SINGLE}
         for figure in FIGURES:
             assert set(table.loc[table["figure"] == figure, "change"]) == changes
         assert len(table) == 2 * len(changes)
@@ -354,14 +363,15 @@ class TestPublishedStudies:
             assert {path.name for path in folder.iterdir()} == wanted
         for config in (
             *studies.aligned_runs("digits", [1, 2, 3]),
-            row_of("cutmix in every batch, no fade"),
+            row_of("no fade and cutmix in every batch"),
         ):
             run = runs.Run(config, runs.run_folder(config, published_folder()))
             assert run.model.encoders[0].weight.isfinite().all()
 
 
-def row_of(change: str) -> mixshare.RunConfig:
-    return next(row for row in studies.ADJUSTMENTS if row.change == change).config("digits", 2)
+def row_of(wanted: str) -> mixshare.RunConfig:
+    rows = (row for row in studies.ADJUSTMENTS if change(row.name, row.base) == wanted)
+    return next(rows).config("digits", 2)
 
 
 @cache
@@ -425,8 +435,8 @@ class TestAdjustments:
                 assert set(table["verdict"]) == {"not significant"}
 
     def test_have_a_row_a_change_and_figure(self, adjusted):
-        rows = {(row.base, row.change) for row in studies.ADJUSTMENTS}
-        rows.add(("mixshare", studies.TWO_SINGLE.change))
+        rows = {(row.base, change(row.name, row.base)) for row in studies.ADJUSTMENTS}
+        rows.add(("mixshare", TWO_SINGLE))
         for figure in FIGURES:
             part = adjusted[adjusted["figure"] == figure]
             assert len(part) == len(rows)
@@ -435,7 +445,7 @@ class TestAdjustments:
     def test_have_the_sign_that_is_expected_of_each_figure(self, adjusted):
         rows = adjusted.set_index(["base", "change", "figure"])["expected"].sort_index()
         for row in studies.ADJUSTMENTS:
-            assert rows[row.base, row.change].to_dict() == {
+            assert rows[row.base, change(row.name, row.base)].to_dict() == {
                 "accuracy_ensemble": row.expected,
                 "nll": -row.expected,
             }
@@ -443,19 +453,19 @@ class TestAdjustments:
     def test_are_compared_with_their_own_base_seed_by_seed(self, adjusted):
         rows = adjusted.set_index(["base", "change", "figure"])
         for adjustment, figure in product(studies.ADJUSTMENTS, FIGURES):
-            differences = []
+            base, differences = adjustment.base, []
             for seed in (1, 2, 3):
                 changed = ensemble_figures([answered(adjustment.config("smoke", seed))])
-                base = ensemble_figures([preset(adjustment.base, seed)])
-                differences.append(changed[figure] - base[figure])
+                unchanged = ensemble_figures([preset(base, seed)])
+                differences.append(changed[figure] - unchanged[figure])
             interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-            row = rows.loc[(adjustment.base, adjustment.change, figure)]
+            row = rows.loc[(base, change(adjustment.name, base), figure)]
             ends = row["seeds_low"], row["seeds_high"]
             assert ends == pytest.approx(tuple(interval), abs=3e-3)  # NLL is kept in float16
             assert row["appendix"] == adjustment.statement
 
     def test_are_set_beside_deep_ensembles_of_two_small_networks_of_their_own(self, adjusted):
-        rows = adjusted[adjusted["change"] == studies.TWO_SINGLE.change].set_index("figure")
+        rows = adjusted[adjusted["change"] == TWO_SINGLE].set_index("figure")
         for figure in FIGURES:
             differences = []
             for seed, pair in ((1, (1, 2)), (2, (3, 4)), (3, (5, 6))):
@@ -489,11 +499,11 @@ class TestAdjustments:
             studies.adjustments(bases)
 
     def test_name_the_small_ensemble_by_its_networks(self, adjusted):
-        rows = adjusted[adjusted["change"] == studies.TWO_SINGLE.change]
+        rows = adjusted[adjusted["change"] == TWO_SINGLE]
         assert set(rows["method"]) == {"deep ensemble of 2+width=0.7"}
 
     def test_are_adjusted_by_holm_over_each_bases_stated_and_unstated_rows_apart(self, adjusted):
-        stated = {row.change for row in studies.ADJUSTMENTS if row.expected}
+        stated = {change(row.name, row.base) for row in studies.ADJUSTMENTS if row.expected}
         counts = {}
         apart = adjusted.assign(stated=adjusted["change"].isin(stated))
         for family, rows in apart.groupby(["base", "figure", "stated"]):
@@ -522,13 +532,13 @@ class TestAdjustments:
         found = table[table["base"] == "mixshare"].pivot(
             index="change", columns="figure", values="verdict"
         )
-        for change, verdicts in (
-            ("loss weights evened out, r = 3", ["supports", "supports"]),  # worse
+        for name, verdicts in (
+            ("loss weights evened out (r = 3)", ["supports", "supports"]),  # worse
             ("no input repetition", ["contradicts", "contradicts"]),  # better
             (
-                "unmixing: masks resized by nearest neighbour",
+                "unmixing by nearest masks",
                 ["higher", "lower"],
             ),  # better, and no statement
             ("no unmixing", ["lower", "higher"]),  # worse
         ):
-            assert found.loc[change, list(FIGURES)].tolist() == verdicts, change
+            assert found.loc[name, list(FIGURES)].tolist() == verdicts, name

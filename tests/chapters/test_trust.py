@@ -116,6 +116,11 @@ class TestCalibration:
             assert row["difference"] == pytest.approx(np.mean(of["mixshare"] - of[other]))
         alone = trust.compared(rows[rows["method"] == "mixshare"], "ece", "mixshare")
         assert alone.empty and {"figure", *statistics.COLUMNS} <= {*alone.columns}
+        assert trust.compared(rows, "ece", "cut_mixmo").empty
+        apart = rows[(rows["method"] != "mimo") | (rows["seed"] == "4")]
+        apart = apart[(apart["method"] != "mixshare") | (apart["seed"] != "4")]
+        found = trust.compared(apart, "ece", "mixshare")
+        assert found["other"].tolist() == ["single"] and found["seeds"][0].endswith("of 3")
 
 
 class TestAnswers:

@@ -117,6 +117,19 @@ class TestByHand:
             mixshare.fold(model)
         assert "Sequential" in in_a_line(caught.value)
 
+    @pytest.mark.parametrize("ends", ["encoders", "classifiers"])
+    def test_ends_that_differ_or_are_derived_from_linear_layers_do_not_fold(self, ends):
+        class Scaled(nn.Conv2d):
+            """A convolution that need not be linear in its weights."""
+
+        wide, scaled = nn.Conv2d(3, 8, 3, dilation=2), Scaled(3, 8, 3)
+        normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+        for layers in ([nn.Conv2d(3, 8, 3), wide], [scaled, scaled], [normed, normed]):
+            model = self.model()
+            setattr(model, ends, nn.ModuleList(layers))
+            with pytest.raises(ValueError, match="only convolutions and linear layers that are"):
+                mixshare.fold(model)
+
 
 class TestOfTimm:
     @pytest.mark.parametrize("name", every_family)
@@ -352,7 +365,7 @@ class TestRuns:
         path = tmp_path / "start.safetensors"
         save_file(plain.state_dict(), path)
         run = mixshare.train(config(init_weights=str(path)))
-        start = studies.untrained(run)
+        start = run.untrained()
         assert torch.equal(start.core.network.layer2[0].conv1.weight, plain.layer2[0].conv1.weight)
         digest = run.metrics["provenance"]["init_weights_digest"]
         assert digest == mixshare.files.sha256(path.read_bytes())

@@ -70,9 +70,8 @@ def test_it_is_neither_trained_over_nor_loaded_and_the_line_says_that_the_data_c
 
 
 def test_no_table_takes_it_and_the_reason_is_given(replaced, changed, outputs):
-    collection = results.collect([CONFIG], outputs)
-    (reason,) = collection.missing
-    assert not collection.runs and re.search(changed, reason)
+    collected, (reason,) = results.collect([CONFIG], outputs)
+    assert not collected and re.search(changed, reason)
 
 
 def test_plan_counts_it_among_those_to_train(replaced):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -201,6 +202,17 @@ class TestResults:
             (("deep ensemble of 2", "1+2"), "deep ensemble of 2", 1.0),
         ):
             assert found.loc[row, ["line", "width"]].tolist() == [line, width]
+
+    def test_along_a_field_a_methods_own_default_is_its_value(self):
+        configs = [
+            RunConfig.preset("smoke", method, 1, loss_root=root)
+            for method, root in (("cut_mixmo", 1.0), ("cut_mixmo", 3.0), ("mixshare", 1.0))
+        ]
+        rows = pd.DataFrame({"method": [config.name for config in configs]})
+        assert rows["method"].tolist() == ["cut_mixmo+loss_root=1", "cut_mixmo", "mixshare"]
+        found = results.along(rows, [SimpleNamespace(config=each) for each in configs], "loss_root")
+        assert found["loss_root"].tolist() == [1.0, 3.0, 1.0]
+        assert found["line"].tolist() == ["cut_mixmo", "cut_mixmo", "mixshare"]
 
 
 def test_chapter_05_reads_any_grid(made, outputs):

@@ -34,7 +34,7 @@ PHOTOGRAPHS = [
 ]
 KINDS = ("seeds", "images")
 NARROW = ("single", "mixshare", "cut_mixmo")
-SINGLE = ("single", "single+batch_repetition=2")
+SINGLE = ("single", "single+pixel_cutmix=true")
 UNDECIDED = {statistics.UNDECIDED, statistics.AFTER_HOLM, statistics.TOO_FEW}
 DECLARED = [
     grids.read(file)
@@ -187,15 +187,15 @@ def test_a_clone_that_converts_line_endings_keeps_published_bytes_by_our_gitattr
 
 
 def test_the_published_tables_follow_from_the_published_runs():
-    collected = results.collect(DIGITS.configs, PUBLISHED)
-    assert not collected.missing
-    made = [results.per_run(collected.runs), results.deep_ensembles(collected.runs)]
+    collected, missing = results.collect(DIGITS.configs, PUBLISHED)
+    assert not missing
+    made = [results.per_run(collected), results.deep_ensembles(collected)]
     rows = pd.concat(made, ignore_index=True)
-    fresh = results.summary(rows).join(results.costs(collected.runs, repeats=1))
+    fresh = results.summary(rows).join(results.costs(collected, repeats=1))
     same = [name for name in fresh.columns if not name.endswith("latency_ms")]
     kept = results.read_summary(PUBLISHED / "digits" / "studies" / "results.csv")
     pd.testing.assert_frame_equal(kept[same], fresh[same], check_dtype=False)
-    check_paired(PUBLISHED / "digits" / "studies", collected.runs, "mixshare")
+    check_paired(PUBLISHED / "digits" / "studies", collected, "mixshare")
 
 
 def test_the_published_comparisons_on_photographs_follow_from_the_published_runs():
@@ -208,15 +208,15 @@ def test_the_published_comparisons_on_photographs_follow_from_the_published_runs
 
 @pytest.mark.parametrize("grid", DECLARED, ids=lambda grid: grid.name)
 def test_the_tables_of_a_published_grid_follow_from_the_published_runs(grid):
-    collected = results.collect(grid.configs, PUBLISHED)
-    assert not collected.missing
-    rows, folder = results.per_run(collected.runs), PUBLISHED / grid.profile / "studies" / grid.name
+    collected, missing = results.collect(grid.configs, PUBLISHED)
+    assert not missing
+    rows, folder = results.per_run(collected), PUBLISHED / grid.profile / "studies" / grid.name
     kept, fresh = results.read_summary(folder / "results.csv"), results.summary(rows)
     pd.testing.assert_frame_equal(kept.loc[fresh.index, fresh.columns], fresh, check_dtype=False)
     each = pd.read_csv(folder / "runs.csv", dtype={"seed": str})
     each = each[each["method"].isin(rows["method"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(each, rows, check_dtype=False)
-    check_paired(folder, collected.runs, grid.baseline)
+    check_paired(folder, collected, grid.baseline)
 
 
 def test_a_published_chapter_shows_no_older_published_runs():
@@ -280,22 +280,39 @@ def test_the_pages_on_photographs():
     assert f"on {100 * pixels['difference']:.2f} points more ({more})" in PAGES
     settings = table("photographs", "settings.csv").query("figure == 'accuracy_ensemble'")
     lead = "lead of MixShare over Single network"
-    for row, words in (
+    smaller = settings.set_index("other").loc[lead].copy()
+    ends = {f"{kind}_low": -smaller[f"{kind}_high"] for kind in KINDS}
+    ends |= {f"{kind}_high": -smaller[f"{kind}_low"] for kind in KINDS}
+    smaller["difference"], smaller[[*ends]] = -smaller["difference"], [*ends.values()]
+    for row, verdicts, words in (
         (
             pairs.loc["single+width=0.5"],
+            UNDECIDED,
             "{:.2f} points more than the single network (95 % intervals: ",
         ),
-        (pairs.loc["cut_mixmo+width=0.5"], "{:.2f} points more than Cut-MixMo ("),
-        (settings.set_index("method").loc[lead], "{:.2f} points smaller than at width 1 ("),
+        (pairs.loc["cut_mixmo+width=0.5"], {"higher"}, "{:.2f} points more than Cut-MixMo ("),
+        (smaller, UNDECIDED, "{:.2f} points smaller than at width 1 ("),
     ):
         numbers = [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
         said = words + "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
         text = (
             said.format(100 * row["difference"], *numbers).replace("-5", "−5").replace("-2", "−2")
         )
-        assert row["verdict"] in UNDECIDED and text in PAGES, text
+        assert row["verdict"] in verdicts and text in PAGES, text
     narrow = 100 * pairs.loc["single+width=0.5", "difference"]
     assert f"the lead over a single network, {narrow:.2f} points, is not significant" in README
+    nll = table("photographs", "paired.csv").query("figure == 'nll'").set_index("other")
+    narrow = nll.loc[["single+width=0.5", "cut_mixmo+width=0.5"]]
+    assert set(narrow["verdict"]) == {"lower"}
+    assert "by {:.2f} and {:.2f} nats. The lead".format(*-narrow["difference"]) in PAGES
+    for other, start in (
+        ("cut_mixmo", "Cut-MixMo by {:.2f} nats ("),
+        ("mimo", "MIMO by {:.2f} nats ("),
+    ):
+        row = nll.loc[other]
+        numbers = [-row[f"{kind}_{end}"] for kind in KINDS for end in ("high", "low")]
+        said = start + "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
+        assert row["verdict"] == "lower" and said.format(-row["difference"], *numbers) in PAGES
     rows = table("photographs", "runs.csv")
     means = (
         100
@@ -311,20 +328,22 @@ def test_the_pages_on_photographs():
     for text in (
         f"right on {fitted['single']} (on as many rows {fitted['single+batch_repetition=2']}), ",
         f"with CutMix of pixels on {fitted['single+pixel_cutmix=true']}, MixShare on "
-        f"{fitted['mixshare']}, its control of one subnetwork on {fitted['mixshare+tied=true']}, "
+        f"{fitted['mixshare']}, MixShare with one subnetwork on {fitted['mixshare+tied=true']}, "
         f"MIMO on {fitted['mimo']} and Cut-MixMo on {fitted['cut_mixmo']}",
-        f"MIMO's agree on {mimo['agreement']:.1f} %, and gain {mimo.iloc[0] - mimo.iloc[1]:.2f}.",
+        f"MIMO's agree on {mimo['agreement']:.1f} %, and gain {mimo.iloc[0] - mimo.iloc[1]:.1f}.",
         f"MixShare is right on {mixshare['accuracy_ensemble']:.1f} % of the test images",
         f"({means.loc['single', 'accuracy_train']:.1f} % right)",
         "right on {:.1f} % of them, MixShare on {:.1f} % and Cut-MixMo on {:.1f} %".format(
             *(means.loc[f"{name}+width=0.5", "accuracy_train"] for name in NARROW)
         ),
         "deep ensemble of two single networks is right on {:.1f} %, at twice the price of one "
-        "({:.1f} % where".format(*(deep[results.ensemble_name(name)] for name in SINGLE)),
+        "({:.1f} % with CutMix of pixels, or where".format(
+            *(deep[results.ensemble_name(name)] for name in SINGLE)
+        ),
         f"agree on {mixshare['agreement']:.1f} % of the images",
         f"on {mixshare.iloc[0] - mixshare.iloc[1]:.2f} points more than each",
         f"members agree on {cut_mixmo['agreement']:.1f} %",
-        f"together gain {cut_mixmo.iloc[0] - cut_mixmo.iloc[1]:.2f} points",
+        f"together gain {cut_mixmo.iloc[0] - cut_mixmo.iloc[1]:.1f} points",
     ):
         assert text in PAGES, text
     claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
@@ -381,8 +400,8 @@ class TestThePagesOnTrust:
         right = 100 * rows[rows["severity"] > 0].groupby("method")["accuracy"].mean()
         sentence = (
             "right on {mixshare:.1f} %, the single network on {single:.1f} %, "
-            "MIMO on {mimo:.1f} %, Cut-MixMo on {cut_mixmo:.1f} % and the control of one "
-            "subnetwork on "
+            "MIMO on {mimo:.1f} %, Cut-MixMo on {cut_mixmo:.1f} % and MixShare with "
+            "one subnetwork on "
         )
         control = f"{right['mixshare+tied=true']:.1f} %"
         assert sentence.format(**right.filter(regex="^[a-z_]+$")) + control in PAGES
@@ -410,10 +429,15 @@ class TestThePagesOnTrust:
         change = 100 * (scores[trust.BOTH] - scores[trust.CONFIDENCE])
         lost = {name: -change[name].mean() for name in ("cut_mixmo", "mimo", "mixshare")}
         sentence = (
-            "by {cut_mixmo:.1f} points of AUROC in Cut-MixMo, {mimo:.1f} in MIMO and "
+            "by {cut_mixmo:.1f} points in Cut-MixMo, {mimo:.1f} in MIMO and "
             "{mixshare:.1f} in MixShare"
         )
         assert sentence.format(**lost) in PAGES
+        added = 100 * (scores[trust.BOTH] - scores[trust.ENTROPY])
+        ends = {name: statistics.interval(added[name])[1:] for name in lost}
+        assert f"gains {added['cut_mixmo'].mean():.2f} points of AUROC in Cut-MixMo" in PAGES
+        assert ends["cut_mixmo"][0] > 0 and ends["mimo"][0] < 0 < ends["mimo"][1]
+        assert ends["mixshare"][0] < 0 < ends["mixshare"][1]
         means = 100 * rows.groupby(["method", "score"])["auroc"].mean()
         kinds = (trust.DISAGREEMENT, trust.CONFIDENCE)
         cut, mixshare = (
@@ -461,13 +485,10 @@ class TestThePagesOnDigits:
 
     def test_on_the_control_with_one_network(self):
         rows = table("digits", "adjustments.csv").set_index("change")
-        tied = rows.loc["control: one subnetwork"]
+        tied = rows.loc["one subnetwork"]
         assert set(tied["figure"]) == {"accuracy_ensemble", "nll"}
         assert set(tied["verdict"]) <= UNDECIDED
-        assert (
-            "it does not differ significantly from one network trained with its CutMix and unmixing"
-            in PAGES
-        )
+        assert "it does not differ significantly from MixShare with one subnetwork" in PAGES
 
     def test_on_widths(self):
         pairs = table("digits", "width/paired.csv").set_index(["figure", "other"])
@@ -492,7 +513,9 @@ class TestThePagesOnDigits:
         behind = [(nll[f"cut_mixmo{end}"] - nll[f"single{end}"]).mean() for end in widths.values()]
         assert min(behind) > 0
         assert (
-            "is ahead of Cut-MixMo as well, by {:.3f}, {:.3f} and {:.3f} nats".format(*behind)
+            "is ahead of Cut-MixMo in the mean as well, by {:.3f}, {:.3f} and {:.3f} nats".format(
+                *behind
+            )
             in PAGES
         )
 
@@ -514,8 +537,7 @@ class TestThePagesOnDigits:
         measured = json.loads((PUBLISHED / "digits" / "studies" / "speed.json").read_text())
         rows, half = measured["rows_per_second"], measured["switches"]["bfloat16 / float32"]
         for sentence in (
-            f"has {rows:.0f} rows a second of MixShare through the paper's WRN-28-2 in float32, "
-            "the default",
+            f"trains MixShare's WRN-28-2 at {rows:.0f} rows a second in float32, the default",
             "a step takes {median:.2f} of the time (quartiles {low:.2f} to {high:.2f})".format(
                 **half
             ),
