@@ -53,11 +53,10 @@ def results(rows: pd.DataFrame, differences: pd.DataFrame, method: str) -> Figur
                 draw_comparison(right, methods.index(pair.other), pair, 100, **style)
             right.axvline(0, color="black", linewidth=0.6, zorder=1)
             alone = (pairs["method"] == method).all()
-            alike = "" if alone else " (for other methods,\nwith their settings if run)"
-            right.set_xlabel(
-                f"{title(method)}{alike} minus this one, points\n(95 %: marker, over seeds;"
-                "\nthin, over images;\nhollow: not significant)"
-            )
+            alike = "" if alone else " (for other methods, with their settings if run)"
+            label = f"{title(method)}{alike} minus this one, points (95 %: marker, over seeds; "
+            label += "thin, over images; hollow: not significant)"
+            right.set_xlabel(textwrap.fill(label, 36))
         for panel in axes[0]:
             panel.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     return figure

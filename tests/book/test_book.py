@@ -248,7 +248,7 @@ class TestTheBook:
             "1,297 training images of digits , WRN-10-1, 40 epochs.",
         ):
             assert sentence in text
-        assert text.count("Holm's correction is over 4 comparisons.") == 2
+        assert text.count("after Holm's correction over 4 comparisons") == 2
 
     def test_says_on_its_first_page_what_is_no_evidence_and_what_the_networks_are_at_test_time(
         self, book

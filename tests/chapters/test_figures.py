@@ -210,6 +210,11 @@ EXAMPLES = {
         (runs_of(ALL[-1:]), pairs_of([]), "mixshare"),
         (runs_of(INDEPENDENT), pairs_of([]), "mixshare"),
         (runs_of(WIDTHS), pairs_of(WIDTHS[:1]), "mixshare"),
+        (
+            runs_of([*ALL, f"{ENSEMBLE}+batch_repetition=2"]),
+            pairs_of(ALL).assign(method="mixshare+width=0.5"),
+            "mixshare",
+        ),
     ],
     "along": [
         along([*ALL, ENSEMBLE], (1.0, 2.0, 4.0)),

@@ -508,7 +508,7 @@ class TestThePagesOnDigits:
         lead = {w: nll[f"mixshare{end}"] - nll[f"cut_mixmo{end}"] for w, end in widths.items()}
         shrinks = statistics.interval(lead["4"] - lead["1"])
         assert shrinks[1] > 0
-        sentence = "from width 1 to 4 the lead shrinks by {:.3f} ({:.3f} to {:.3f} over seeds)"
+        sentence = "From width 1 to 4 the lead shrinks by {:.3f} ({:.3f} to {:.3f} over seeds)"
         assert sentence.format(*shrinks) in PAGES
         behind = [(nll[f"cut_mixmo{end}"] - nll[f"single{end}"]).mean() for end in widths.values()]
         assert min(behind) > 0
