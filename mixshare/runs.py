@@ -100,10 +100,14 @@ class Run:
     @cached_property
     def model(self) -> MultiInput:
         """The trained network on the processor, in evaluation mode."""
+        return self.model_for(self.metrics["provenance"]["image_shape"])
+
+    def model_for(self, shape: Sequence[int]) -> MultiInput:
+        """Return the trained network for images of this height, width and channels."""
         weights = read(self.folder / "weights.safetensors", safetensors.load_file)
         config, classes = replace(self.config, init_weights=""), len(weights["classifiers.0.bias"])
         with torch_settings():
-            model = build_model(config, self.metrics["provenance"]["image_shape"], classes)
+            model = build_model(config, shape, classes)
             model.load_state_dict(weights)
         return model.eval()
 

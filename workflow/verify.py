@@ -132,7 +132,8 @@ def _check_scores(run: runs.Run, data: Data, saved: dict[str, Any]) -> Iterator[
 
 def _check_weights(run: runs.Run, data: Data, saved: dict[str, Any]) -> Iterator[Check]:
     with training.torch_settings(run.config, torch.device("cpu")):
-        model = run.model.to(memory_format=torch.channels_last)  # as in training: the same bits
+        # In the memory format of training: the same bits.
+        model = run.model_for(data.shape).to(memory_format=torch.channels_last)
         logits = training.test_logits(model, data, run.config.precision)
         figures = metrics.evaluate(logits, data.test_labels)
         if "accuracy_train" in saved:  # a run from before that figure has none

@@ -72,5 +72,5 @@ def test_any_three_parts_make_a_network_of_several_inputs():
     assert model(torch.randn(2, 4, 3, 12, 12)).shape == (2, 4, 7)
     with pytest.raises(ValueError, match=r"wanted is \(2, batch, channels, height, width\)"):
         model(torch.randn(3, 4, 3, 12, 12))
-    with pytest.raises(ValueError, match="only convolutions and linear layers fold"):
+    with pytest.raises(ValueError, match="only convolutions and linear layers that are alike fold"):
         mixshare.fold(model)

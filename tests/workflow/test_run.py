@@ -12,7 +12,7 @@ from sittings import QUICK
 from mixshare import RunConfig, files, runs
 
 RUN_PY = files.project_root() / "workflow" / "run.py"
-LONG = RunConfig.preset("smoke", "single", 1, **QUICK | {"epochs": 500})
+LONG = RunConfig.preset("smoke", "single", 1, **QUICK | {"epochs": 5000})
 
 
 def call(*words: str, **options) -> subprocess.Popen:
