@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from sittings import QUICK
@@ -28,7 +29,9 @@ def words_of(config: RunConfig) -> list[str]:
 
 def test_an_interrupt_ends_a_training_in_a_line_and_leaves_nothing_half_written(outputs, wait_for):
     environment = os.environ | {"MIXSHARE_OUTPUTS": str(outputs)}
-    process = call(*words_of(LONG), env=environment)
+    # Of tests in the background of a shell, children would ignore interrupts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = call(*words_of(LONG), env=environment, preexec_fn=heard)
     lease = runs.run_folder(LONG) / ".lease"
     # Before the first checkpoint an import might take the interrupt for its own.
     history = lease.with_name("history.csv")
