@@ -107,7 +107,7 @@ class Run:
         weights = read(self.folder / "weights.safetensors", safetensors.load_file)
         config, classes = replace(self.config, init_weights=""), len(weights["classifiers.0.bias"])
         with torch_settings():
-            model = build_model(config, shape, classes)
+            model = build_model(config, shape[2], classes, shape[:2])
             model.load_state_dict(weights)
         return model.eval()
 
@@ -115,7 +115,8 @@ class Run:
         """Return the network that the run started from, in evaluation mode."""
         answers = self.has_logits  # large ones are not published; then the weights are
         classes = self.logits.shape[2] if answers else self.model.classifiers[0].out_features
-        return build_model(self.config, self.metrics["provenance"]["image_shape"], classes).eval()
+        *size, channels = self.metrics["provenance"]["image_shape"]
+        return build_model(self.config, channels, classes, size).eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -123,18 +124,19 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def build_model(config: RunConfig, shape: Sequence[int], classes: int) -> MultiInput:
+def build_model(
+    config: RunConfig, channels: int, classes: int, size: Sequence[int] = ()
+) -> MultiInput:
     """Return the network of a run, with the weights that its seed starts from.
 
     Args:
         config: The run.
-        shape: H, W and C of an image.
+        channels, size: C, and H and W of an image; networks of timm depend on the size.
         classes: How many.
 
     Raises:
         ValueError, OSError: It can't be built, or does not take images of this size.
     """
-    *size, channels = shape
     shared = ("members", "encoder_init", "unmix_normalize", "unmix_resize", "tied")
     options = {name: getattr(config, name) for name in shared}
     options |= {"classes": classes, "channels": channels}
@@ -142,9 +144,10 @@ def build_model(config: RunConfig, shape: Sequence[int], classes: int) -> MultiI
     if config.network == WRN:
         model = MimoWideResNet(config.depth, config.width, **options)
     else:
-        options |= {"size": size, "init_weights": config.init_weights}
+        options |= {"size": size or None, "init_weights": config.init_weights}
         model = MultiInput.from_timm(config.network.removeprefix(TIMM), **options)
-    model.check_size(*size)
+    if size:
+        model.check_size(*size)
     return model
 
 

@@ -24,6 +24,7 @@ from mixshare.execution import choose_device, in_jupyter, torch_settings
 from mixshare.features import mean_alignment
 from mixshare.files import sha256, write
 from mixshare.metrics import accuracy, evaluate
+from mixshare.model import MultiInput
 from mixshare.plan import plan_epoch, steps_per_epoch
 from mixshare.step import Step, learning_rate, load_optimizer, make_optimizer
 
@@ -47,7 +48,7 @@ def train(config: RunConfig) -> runs.Run:
         with torch_settings(config, device):
             data = load_data(config.dataset)
             steps_per_epoch(config, len(data.train_images))  # refused before a folder is made
-            runs.build_model(config, data.shape, len(data.class_names))
+            build_model(config, data)
             return _train(config, data.to(device), device)
     except torch.OutOfMemoryError:
         raise FileProblem(
@@ -83,13 +84,18 @@ def _finished(config: RunConfig) -> runs.Run | None:
     return runs.Run(config, folder)
 
 
+def build_model(config: RunConfig, data: Data) -> MultiInput:
+    """Return the network that a run on these data starts from."""
+    *size, channels = data.shape
+    return runs.build_model(config, channels, len(data.class_names), size)
+
+
 class Training:
     """A run in the making: network, optimizer, history, and what a checkpoint holds of them."""
 
     def __init__(self, config: RunConfig, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
-        model = runs.build_model(config, data.shape, len(data.class_names))
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = build_model(config, data).to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, config)
         self.batches = Batches(data, config)
         self.steps = steps_per_epoch(config, len(data.train_images))

@@ -121,7 +121,7 @@ def _count(shape: tuple[int, int, int], profile: str, **fields: Any) -> tuple[in
     sizes: list[int] = []
     with torch.device("meta"):  # shapes without values: no memory, no arithmetic
         config = RunConfig.preset(profile, "single", **fields)
-        model = runs.build_model(config, shape, CLASSES)
+        model = runs.build_model(config, shape[2], CLASSES, shape[:2])
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_hook(lambda _, __, output: sizes.append(output.nbytes))

@@ -109,7 +109,7 @@ def train(arguments: argparse.Namespace) -> None:
         overrides["epochs"] = arguments.epochs
     chosen = arguments.profile, arguments.method, arguments.seed
     config = RunConfig.of(*chosen, overrides)
-    runs.build_model(config, (size, size, 3), 2)  # refused before pictures are read
+    runs.build_model(config, 3, 2, (size, size))  # refused before pictures are read
     classes = images.find_classes(arguments.images)
     test = images.choose_test(map(len, classes.values()), arguments.test_share)
     rows = min(config.batch_size, int((~test).sum()) * config.batch_repetition)

@@ -27,7 +27,7 @@ def mixed(finished):
 def untrained(method: str, **overrides) -> SimpleNamespace:
     """Return what explorers read of a run, with weights as they start."""
     config = mixshare.RunConfig.preset("smoke", method, 1, **overrides)
-    return SimpleNamespace(config=config, model=build_model(config, (16, 16, 1), 10).eval())
+    return SimpleNamespace(config=config, model=build_model(config, 1, 10).eval())
 
 
 class TestAPictureWithControls:

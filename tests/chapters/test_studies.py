@@ -46,9 +46,7 @@ def test_two_single_networks_of_half_the_cost_cost_what_mixshare_costs_within_5_
         configs = [mixshare.RunConfig.preset(profile, "mixshare", 1)]
         configs += studies.half_cost_pair(profile, 1)
         whole, *pair = (
-            multiply_adds(
-                runs.build_model(config, (size, size, channels), classes).eval(), size, size
-            )
+            multiply_adds(runs.build_model(config, channels, classes).eval(), size, size)
             for config in configs
         )
         assert sum(pair) / whole == pytest.approx(1, abs=0.05), profile
@@ -114,7 +112,7 @@ class TestTheUntrainedNetwork:
     def test_has_the_overlap_of_a_network_that_is_built_anew(self, finished, few):
         run, images = finished("mimo", 2), studies.test_inputs(few)
         table = studies.sharing(run, images)
-        model = runs.build_model(run.config, (16, 16, 1), 10).eval()
+        model = runs.build_model(run.config, 1, 10).eval()
         sides = [
             features.block_importance(model, images, images[: studies.FIXED], member)
             for member in (0, 1)
@@ -209,7 +207,7 @@ def test_input_and_output_block_are_compared_before_and_after_training(finished)
     assert list(table.index) == ["input", "output"] and set(table["method"]) == {"mimo"}
     for prefix, model in (
         ("", run.model),
-        ("init_", runs.build_model(run.config, (16, 16, 1), 10)),
+        ("init_", runs.build_model(run.config, 1, 10)),
     ):
         kernels = [
             encoder.weight.detach().double().flatten(1).numpy() for encoder in model.encoders
@@ -231,7 +229,7 @@ def test_input_and_output_block_are_compared_before_and_after_training(finished)
 def test_norms_that_hardly_differ_overlap_by_chance(finished):
     """So their overlap stands beside its own null, that of permuted features."""
     row = studies.norm_overlaps(finished("mimo", 1)).iloc[1]
-    model = runs.build_model(finished("mimo", 1).config, (16, 16, 1), 10)
+    model = runs.build_model(finished("mimo", 1).config, 1, 10)
     a, b = (each.weight.detach().abs().sum(dim=0).numpy() for each in model.classifiers)
     random = np.random.default_rng(1)
     orders = [random.permutation(b) for _ in range(4000)]
@@ -261,7 +259,7 @@ def test_an_untrained_network_has_a_train_test_gap_unless_its_encoders_are_ident
     gaps = {}
     for encoder_init in ("identical", "independent"):
         config = mixshare.RunConfig.preset("smoke", encoder_init=encoder_init)
-        run = SimpleNamespace(config=config, model=runs.build_model(config, (16, 16, 1), 10).eval())
+        run = SimpleNamespace(config=config, model=runs.build_model(config, 1, 10).eval())
         row = studies.gap(run, few)
         gaps[encoder_init] = abs(row["nll_cut"] - row["nll_summed"])
     assert gaps["identical"] < 1e-3 and gaps["independent"] > 2e-3

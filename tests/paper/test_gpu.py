@@ -59,7 +59,7 @@ class FakeDevice:
 
     def network(self, config: RunConfig, data: Data) -> nn.Module:
         """Return a run's network, its weights and statistics on the device."""
-        model = runs.build_model(config, data.shape, len(data.class_names))
+        model = runs.build_model(config, data.shape[2], len(data.class_names))
         for module in model.modules():
             for name, weight in module._parameters.items():
                 if weight is not None:
@@ -248,7 +248,7 @@ def test_a_capture_is_tried_after_the_warm_up_and_where_it_works_is_replayed_fro
     monkeypatch.setattr(torch.cuda, "graph", lambda *args, **options: nullcontext())
     computed, plain_step = [], Step._step
     monkeypatch.setattr(Step, "_step", lambda self: computed.append(plain_step(self)))
-    model = runs.build_model(QUICK_CAPTURE, (16, 16, 1), 10)
+    model = runs.build_model(QUICK_CAPTURE, 1, 10)
     batches, optimizer = Batches(digits, QUICK_CAPTURE), make_optimizer(model, QUICK_CAPTURE)
     step = Step(model, optimizer, batches, QUICK_CAPTURE)
     step.begin(first_plan(QUICK_CAPTURE, digits))
@@ -319,7 +319,7 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(digits, captured):
     data = digits.to(device)
     for capture in (False, True):
         config = RunConfig.preset("digits", "mixshare", capture=capture, device="cuda")
-        model = runs.build_model(config, data.shape, len(data.class_names))
+        model = runs.build_model(config, data.shape[2], len(data.class_names))
         model = model.to(device, memory_format=torch.channels_last).train()
         with execution.torch_settings(config, device):
             step = Step(model, make_optimizer(model, config), Batches(data, config), config)
@@ -373,7 +373,7 @@ def test_on_a_gpu_a_captured_run_that_was_resumed_has_the_bits_of_one_that_was_n
 def test_on_a_gpu_the_steps_are_done_before_an_error_leaves_their_block(digits):
     device = torch.device("cuda")
     data, config = digits.to(device), RunConfig.preset("smoke", device="cuda")
-    model = runs.build_model(config, data.shape, len(data.class_names)).to(device)
+    model = runs.build_model(config, data.shape[2], len(data.class_names)).to(device)
     step = Step(model, make_optimizer(model, config), Batches(data, config), config)
     with pytest.raises(KeyboardInterrupt), step:
         with torch.cuda.stream(step.stream):

@@ -47,7 +47,7 @@ def first_plan(config, data):
 
 def first_step(config, data):
     """Return a fresh network, its batches, and the draws of each step of an epoch."""
-    model = runs.build_model(config, data.shape, len(data.class_names)).train()
+    model = runs.build_model(config, data.shape[2], len(data.class_names)).train()
     plan = first_plan(config, data).tensors()
     draws = []
     for k in range(len(plan["rows"])):
@@ -126,7 +126,7 @@ def test_the_optimizer_is_nesterov_descent_on_the_loss_with_the_l2_term_over_all
 @pytest.mark.parametrize("profile", ["paper", "digits"])
 def test_every_parameter_of_the_network_decays_by_6e_4(profile):
     config = RunConfig.preset(profile, "mixshare")
-    model = runs.build_model(config, (32, 32, 3), 10)
+    model = runs.build_model(config, 3, 10)
     (group,) = make_optimizer(model, config).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
     assert group["weight_decay"] == pytest.approx(6e-4)
