@@ -35,6 +35,7 @@ PHOTOGRAPHS = [
 KINDS = ("seeds", "images")
 NARROW = ("single", "mixshare", "cut_mixmo")
 SINGLE = ("single", "single+pixel_cutmix=true")
+SAME_ROWS = "single+batch_repetition=2"
 UNDECIDED = {statistics.UNDECIDED, statistics.AFTER_HOLM, statistics.TOO_FEW}
 DECLARED = [
     grids.read(file)
@@ -248,109 +249,113 @@ class TestTablesOfThePages:
 # What the pages say
 
 
-def test_the_pages_on_photographs():
-    pairs = table("photographs", "paired.csv").query("figure == 'accuracy_ensemble'")
-    pairs = pairs.set_index("other")
-    ends = (
-        "points more than {} (95 % intervals: seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f}"
-    )
-    for other, words in (("single", "a single network"), ("cut_mixmo", "Cut-MixMo")):
-        row = pairs.loc[other]
-        lead = f"{100 * row['difference']:.2f}"
-        numbers = [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
-        said = ends if other == "single" else ends.replace("95 % intervals: ", "")
-        assert row["verdict"] == "higher" and f"{lead} {said.format(words, *numbers)}" in PAGES
-        assert f"{lead} " in README
-    controls = ("mixshare+tied=true", "single+pixel_cutmix=true", "single+batch_repetition=2")
-    tied, pixels, same_rows, mimo = (pairs.loc[name] for name in (*controls, "mimo"))
-    numbers = (
-        [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
-        for row in (tied, pixels, same_rows, mimo)
-    )
-    spans = [
-        "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f}".format(*each) for each in numbers
-    ]
-    same, more, of_rows, of_mimo = (each.replace("-", "−") for each in spans)
-    lead = f"{100 * same_rows['difference']:.2f}"
-    assert f"MixShare is right on {lead} points more ({of_rows})" in PAGES and f"{lead} " in README
-    lead = f"{100 * mimo['difference']:.2f} "
-    assert f"on {lead}points more than MIMO ({of_mimo})" in PAGES and f"{lead}more than" in README
-    assert f"minus it is {100 * tied['difference']:+.2f} points (95 % intervals: {same})" in PAGES
-    assert f"MixShare is {100 * tied['difference']:+.2f} points ahead" in README
-    assert f"on {100 * pixels['difference']:.2f} points more ({more})" in PAGES
-    settings = table("photographs", "settings.csv").query("figure == 'accuracy_ensemble'")
-    lead = "lead of MixShare over Single network"
-    smaller = settings.set_index("other").loc[lead].copy()
-    ends = {f"{kind}_low": -smaller[f"{kind}_high"] for kind in KINDS}
-    ends |= {f"{kind}_high": -smaller[f"{kind}_low"] for kind in KINDS}
-    smaller["difference"], smaller[[*ends]] = -smaller["difference"], [*ends.values()]
-    for row, verdicts, words in (
-        (
-            pairs.loc["single+width=0.5"],
-            UNDECIDED,
-            "{:.2f} points more than the single network (95 % intervals: ",
-        ),
-        (pairs.loc["cut_mixmo+width=0.5"], {"higher"}, "{:.2f} points more than Cut-MixMo ("),
-        (smaller, UNDECIDED, "{:.2f} points smaller than at width 1 ("),
-    ):
-        numbers = [100 * row[f"{kind}_{end}"] for kind in KINDS for end in ("low", "high")]
-        said = words + "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
-        text = (
-            said.format(100 * row["difference"], *numbers).replace("-5", "−5").replace("-2", "−2")
+def lead(row: pd.Series, form: str = "", sign: int = 1, scale: float = 100) -> str:
+    """Return a comparison's difference as the pages write it; -1 turns it round."""
+    return f"{sign * scale * row['difference']:{form}.2f}"
+
+
+def intervals(row: pd.Series, sign: int = 1, scale: float = 100, digits: int = 2) -> str:
+    """Return its two intervals in the same way."""
+    ends = ([sign * scale * row[f"{kind}_{end}"] for end in ("low", "high")] for kind in KINDS)
+    texts = (" to ".join(f"{end:.{digits}f}" for end in sorted(each)) for each in ends)
+    return "seeds {}, test images {}".format(*texts).replace("-", "−")
+
+
+class TestThePagesOnPhotographs:
+    pairs = table("photographs", "paired.csv").set_index(["figure", "other"])
+    accuracy, nll = pairs.loc["accuracy_ensemble"], pairs.loc["nll"]
+
+    def test_on_the_claim(self):
+        for other, words, level in (
+            ("single", "a single network", "95 % intervals: "),
+            ("cut_mixmo", "Cut-MixMo", ""),
+        ):
+            row = self.accuracy.loc[other]
+            text = f"{lead(row)} points more than {words} ({level}{intervals(row)})"
+            assert row["verdict"] == "higher" and text in PAGES and f"{lead(row)} " in README
+
+    def test_on_the_reason(self):
+        tied, pixels, same_rows = (
+            self.accuracy.loc[name]
+            for name in ("mixshare+tied=true", "single+pixel_cutmix=true", SAME_ROWS)
         )
-        assert row["verdict"] in verdicts and text in PAGES, text
-    narrow = 100 * pairs.loc["single+width=0.5", "difference"]
-    assert f"the lead over a single network, {narrow:.2f} points, is not significant" in README
-    nll = table("photographs", "paired.csv").query("figure == 'nll'").set_index("other")
-    narrow = nll.loc[["single+width=0.5", "cut_mixmo+width=0.5"]]
-    assert set(narrow["verdict"]) == {"lower"}
-    assert "by {:.2f} and {:.2f} nats. The lead".format(*-narrow["difference"]) in PAGES
-    for other, start in (
-        ("cut_mixmo", "Cut-MixMo by {:.2f} nats ("),
-        ("mimo", "MIMO by {:.2f} nats ("),
-    ):
-        row = nll.loc[other]
-        numbers = [-row[f"{kind}_{end}"] for kind in KINDS for end in ("high", "low")]
-        said = start + "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
-        assert row["verdict"] == "lower" and said.format(-row["difference"], *numbers) in PAGES
-    rows = table("photographs", "runs.csv")
-    means = (
-        100
-        * rows[~rows["seed"].astype(str).str.contains("+", regex=False)]
-        .groupby("method")[
-            ["accuracy_ensemble", "accuracy_individual", "agreement", "accuracy_train"]
-        ]
-        .mean()
-    )
-    deep = 100 * rows.groupby("method")["accuracy_ensemble"].mean()
-    mixshare, cut_mixmo, mimo = (means.loc[name] for name in ("mixshare", "cut_mixmo", "mimo"))
-    fitted = means["accuracy_train"].map("{:.1f} %".format)
-    for text in (
-        f"right on {fitted['single']} (on as many rows {fitted['single+batch_repetition=2']}), ",
-        f"with CutMix of pixels on {fitted['single+pixel_cutmix=true']}, MixShare on "
-        f"{fitted['mixshare']}, MixShare with one subnetwork on {fitted['mixshare+tied=true']}, "
-        f"MIMO on {fitted['mimo']} and Cut-MixMo on {fitted['cut_mixmo']}",
-        f"MIMO's agree on {mimo['agreement']:.1f} %, and gain {mimo.iloc[0] - mimo.iloc[1]:.1f}.",
-        f"MixShare is right on {mixshare['accuracy_ensemble']:.1f} % of the test images",
-        f"({means.loc['single', 'accuracy_train']:.1f} % right)",
-        "right on {:.1f} % of them, MixShare on {:.1f} % and Cut-MixMo on {:.1f} %".format(
-            *(means.loc[f"{name}+width=0.5", "accuracy_train"] for name in NARROW)
-        ),
-        "deep ensemble of two single networks is right on {:.1f} %, at twice the price of one "
-        "({:.1f} % with CutMix of pixels, or where".format(
-            *(deep[results.ensemble_name(name)] for name in SINGLE)
-        ),
-        f"agree on {mixshare['agreement']:.1f} % of the images",
-        f"on {mixshare.iloc[0] - mixshare.iloc[1]:.2f} points more than each",
-        f"members agree on {cut_mixmo['agreement']:.1f} %",
-        f"together gain {cut_mixmo.iloc[0] - cut_mixmo.iloc[1]:.1f} points",
-    ):
-        assert text in PAGES, text
-    claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
-    assert claimed.filter(like="Small networks gain").tolist() == ["supported"]
-    assert claimed.filter(like="having two subnetworks").tolist() == ["contradicted"]
-    assert claimed.filter(like="more than CutMix of pixels").tolist() == ["supported"]
-    assert claimed.filter(like="better use of the same training rows").tolist() == ["supported"]
+        same = f"{lead(tied, '+')} points (95 % intervals: {intervals(tied)})"
+        assert f"MixShare minus it is {same}" in PAGES
+        assert f"MixShare is {lead(tied, '+')} points ahead" in README
+        for row in (pixels, same_rows):
+            assert f"right on {lead(row)} points more ({intervals(row)})" in PAGES
+        assert f"{lead(same_rows)} more than one trained on as many rows" in README
+        mimo = self.accuracy.loc["mimo"]
+        assert f"on {lead(mimo)} points more than MIMO ({intervals(mimo)})" in PAGES
+        assert f"{lead(mimo)} more than" in README
+
+    def test_on_half_the_width(self):
+        single, cut_mixmo = (self.accuracy.loc[f"{name}+width=0.5"] for name in NARROW[::2])
+        text = "points more than the single network (95 % intervals: "
+        assert f"{lead(single)} {text}{intervals(single)})" in PAGES
+        assert f"the lead over a single network, {lead(single)} points, is not signif" in README
+        assert f"{lead(cut_mixmo)} points more than Cut-MixMo ({intervals(cut_mixmo)})" in PAGES
+        settings = table("photographs", "settings.csv").query("figure == 'accuracy_ensemble'")
+        change = settings.set_index("other").loc["lead of MixShare over Single network"]
+        shrinks = f"{lead(change, sign=-1)} points smaller than at width 1 ("
+        assert f"{shrinks}{intervals(change, -1)})" in PAGES
+        assert {single["verdict"], change["verdict"]} <= UNDECIDED
+        assert cut_mixmo["verdict"] == "higher"
+
+    def test_on_nll(self):
+        narrow = self.nll.loc[[f"{name}+width=0.5" for name in NARROW[::2]]]
+        assert "by {:.2f} and {:.2f} nats. The lead".format(*-narrow["difference"]) in PAGES
+        rows = {name: self.nll.loc[name] for name in ("single", "cut_mixmo", "mimo")}
+        for row, words in zip(rows.values(), ("by ", "Cut-MixMo by ", "MIMO by "), strict=True):
+            assert f"{words}{lead(row, '', -1, 1)} nats ({intervals(row, -1, 1)})" in PAGES
+        tied = self.nll.loc["mixshare+tied=true"]
+        assert f"NLL is not significant ({lead(tied, '', -1, 1)} nats)" in PAGES
+        assert {*narrow["verdict"], *(row["verdict"] for row in rows.values())} == {"lower"}
+        assert tied["verdict"] in UNDECIDED
+
+    def test_on_means(self):
+        rows = table("photographs", "runs.csv", dtype={"seed": str})
+        rows = rows.set_index("method").select_dtypes("number")
+        means = 100 * rows.groupby("method").mean()
+        mixshare, cut_mixmo, mimo = (means.loc[name] for name in ("mixshare", "cut_mixmo", "mimo"))
+        deep = means["accuracy_ensemble"][[*map(results.ensemble_name, SINGLE)]]
+        gains = means["accuracy_ensemble"] - means["accuracy_individual"]
+        for text in (
+            f"MixShare is right on {mixshare['accuracy_ensemble']:.1f} % of the test images",
+            "deep ensemble of two single networks is right on {:.1f} %, at twice the price of one "
+            "({:.1f} % with CutMix of pixels, or where".format(*deep),
+            f"agree on {mixshare['agreement']:.1f} % of the images",
+            f"on {gains['mixshare']:.2f} points more than each",
+            f"members agree on {cut_mixmo['agreement']:.1f} %",
+            f"together gain {gains['cut_mixmo']:.1f} points",
+            f"MIMO's agree on {mimo['agreement']:.1f} %, and gain {gains['mimo']:.1f}.",
+        ):
+            assert text in PAGES, text
+
+    def test_on_how_far_training_images_are_fitted(self):
+        rows = table("photographs", "runs.csv")
+        means = 100 * rows.groupby("method")["accuracy_train"].mean()
+        fitted = means.map("{:.1f} %".format)
+        narrow = (fitted[f"{name}+width=0.5"] for name in NARROW)
+        for text in (
+            f"({fitted['single']} right)",
+            f"right on {fitted['single']} (on as many rows {fitted[SAME_ROWS]}), with CutMix of "
+            f"pixels on {fitted['single+pixel_cutmix=true']}, MixShare on {fitted['mixshare']}, "
+            f"MixShare with one subnetwork on {fitted['mixshare+tied=true']}, "
+            f"MIMO on {fitted['mimo']} and Cut-MixMo on {fitted['cut_mixmo']}",
+            "right on {} of them, MixShare on {} and Cut-MixMo on {}".format(*narrow),
+        ):
+            assert text in PAGES, text
+
+    def test_on_the_verdicts(self):
+        claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
+        for words, verdict in (
+            ("Small networks gain", "supported"),
+            ("having two subnetworks", "contradicted"),
+            ("more than CutMix of pixels", "supported"),
+            ("better use of the same training rows", "supported"),
+        ):
+            assert claimed.filter(like=words).tolist() == [verdict]
 
 
 class TestThePagesOnTrust:
@@ -370,11 +375,9 @@ class TestThePagesOnTrust:
         pairs = pairs.set_index(["figure", "other"])
         for other, words in (("single", "the single network"), ("cut_mixmo", "Cut-MixMo")):
             row = pairs.loc["nll", other]
-            ends = [sorted(-row[[f"{kind}_low", f"{kind}_high"]]) for kind in KINDS]
-            numbers = (words, -row["difference"], *ends[0], *ends[1])
-            end = "seeds {:.2f} to {:.2f}, test images {:.2f} to {:.2f})"
-            start = "{} by {:.2f} nats (95 % intervals: " if other == "single" else "{} by {:.2f} ("
-            assert row["verdict"] == "lower" and (start + end).format(*numbers) in PAGES
+            start = f"{words} by {lead(row, '', -1, 1)}"
+            start += " nats (95 % intervals: " if other == "single" else " ("
+            assert row["verdict"] == "lower" and f"{start}{intervals(row, -1, 1)})" in PAGES
         assert set(pairs.loc["ece", "verdict"]) <= UNDECIDED
         assert "while their ECEs no longer differ significantly" in PAGES
         pairs = table("digits", "temperature_paired.csv").query("temperature == 'scaled'")
@@ -468,10 +471,8 @@ class TestThePagesOnDigits:
         )
         for other, verdict, sign, start in sentences:
             row = nll.loc[other]
-            ends = [sorted(sign * row[[f"{kind}_low", f"{kind}_high"]]) for kind in KINDS]
-            numbers = (sign * row["difference"], *ends[0], *ends[1])
-            end = "seeds {:.3f} to {:.3f}, test images {:.3f} to {:.3f})"
-            assert row["verdict"] == verdict and (start + end).format(*numbers) in PAGES
+            text = start.format(sign * row["difference"]) + f"{intervals(row, sign, 1, 3)})"
+            assert row["verdict"] == verdict and text in PAGES
         rows = table("digits", "runs.csv")
         assert (rows.loc[rows["method"] == "mixshare", "agreement"] == 1).all()
         assert "two members give one label to every test image" in PAGES
@@ -497,11 +498,7 @@ class TestThePagesOnDigits:
         assert set(pairs.loc["accuracy_ensemble"].loc[names, "verdict"]) <= UNDECIDED
         for width, end in widths.items():
             pair = pairs.loc["nll", f"cut_mixmo{end}"]
-            ends = ("difference", "seeds_high", "seeds_low", "images_high", "images_low")
-            sentence = (
-                "{:.3f} nats (seeds {:.3f} to {:.3f}, test images {:.3f} to {:.3f}) at width "
-            )
-            shown = sentence.format(*(-pair[name] for name in ends)) + width
+            shown = f"{-pair['difference']:.3f} nats ({intervals(pair, -1, 1, 3)}) at width {width}"
             assert (shown in PAGES) == (pair["verdict"] == "lower")
         rows = table("digits", "width/runs.csv", dtype={"seed": str})
         nll = rows.pivot(index="seed", columns="method", values="nll").loc[["1", "2", "3"]]
