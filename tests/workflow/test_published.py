@@ -8,6 +8,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import needs
 import pandas as pd
 import publish
 import pytest
@@ -259,6 +260,15 @@ def intervals(row: pd.Series, sign: int = 1, scale: float = 100, digits: int = 2
     ends = ([sign * scale * row[f"{kind}_{end}"] for end in ("low", "high")] for kind in KINDS)
     texts = (" to ".join(f"{end:.{digits}f}" for end in sorted(each)) for each in ends)
     return "seeds {}, test images {}".format(*texts).replace("-", "−")
+
+
+def test_the_page_says_what_repeating_block_1_takes():
+    grid = grids.read("workflow/grids/photographs-methods.yml")
+    finished, missing = results.collect(grid.configs, PUBLISHED)
+    seconds = sum(run.metrics["provenance"]["wall_seconds"] for run in finished)
+    assert not missing and f"Ours took {seconds / 3600:.0f} hours of one core" in PAGES
+    assert f"its {len(finished)} runs, and chapter 05 on them" in PAGES
+    assert re.fullmatch(r"on cpu .*: about \d+ hours in all, by .*", *needs.estimate(grid.configs))
 
 
 class TestThePagesOnPhotographs:
