@@ -186,11 +186,7 @@ class RunConfig:
         sizes = {name: PROFILES[self.profile][name] for name in ("depth", "width")}
         if self.network != WRN and sizes != {name: getattr(self, name) for name in sizes}:
             raise InvalidValue(f"depth and width are those of 'wrn', not of '{self.network}'")
-        if self.init_weights and self.members > 1 and self.encoder_init in ("independent", "half"):
-            raise InvalidValue(
-                "init_weights start all encoders from the same kernels; possible is "
-                f"encoder_init='identical', not '{self.encoder_init}'"
-            )
+        check_start(self.init_weights, self.members, self.encoder_init)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
             raise InvalidValue(
                 f"device is {self.device!r}; possible are auto, cpu, cuda, cuda:0, cuda:1 …, mps"
@@ -284,6 +280,15 @@ def check_depth(depth: int) -> None:
     """Raise ValueError unless a wide residual network can have so many layers."""
     if depth < 10 or (depth - 4) % 6:
         raise InvalidValue(f"depth is {depth}; possible are 6n + 4: 10, 16, 22, 28, 34, 40 …")
+
+
+def check_start(init_weights: str, members: int, encoder_init: str) -> None:
+    """Raise ValueError unless encoders that start from a checkpoint can start so."""
+    if init_weights and members > 1 and encoder_init in ("independent", "half"):
+        raise InvalidValue(
+            "init_weights start all encoders from the same kernels; possible is "
+            f"encoder_init='identical', not '{encoder_init}'"
+        )
 
 
 def fields_digest(fields: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixshare import mixing
 from mixshare.checks import InvalidValue, Range, check_field
-from mixshare.config import FIELDS, check_depth
+from mixshare.config import FIELDS, check_depth, check_start
 from mixshare.timm_core import SMALLEST_MAP, take_apart
 
 ENCODED = 16  # channels of an encoding, whatever the width (MixMo)
@@ -94,6 +94,7 @@ class MultiInput(nn.Module):
             OSError: timm is not installed, or the checkpoint can't be loaded.
         """
         _check_sizes(members, classes, channels, encoder_init)
+        check_start(init_weights, members, encoder_init)
         generator = generator or _seeded()
         encoders, core, classifiers = take_apart(
             name, members, classes, channels, generator, size, init_weights

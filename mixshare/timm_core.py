@@ -178,8 +178,9 @@ def _pretrained(name: str, path: str) -> dict[str, Any]:
     timm = _timm()
     try:
         os.stat(path)  # timm itself would also log that there is none
+        # Timm before 1.0.28 by itself would run code that comes in a checkpoint.
         bias = f"{timm.get_pretrained_cfg(name).classifier}.bias"
-        classes = len(timm.models.load_state_dict(path)[bias])
+        classes = len(timm.models.load_state_dict(path, weights_only=True)[bias])
         overlay = {"file": path, "num_classes": classes}
         options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
         timm.create_model(name, num_classes=classes, **options)

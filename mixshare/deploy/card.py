@@ -24,12 +24,13 @@ def text(run: Run, metadata: dict[str, Any], stem: str, comparison: str) -> str:
         comparison: A sentence on the file's own accuracy.
     """
     right, nll = run.scores["right"][0], run.scores["nll"][0].astype(float)
+    low, high = stats.t.interval(0.95, len(nll) - 1, nll.mean(), stats.sem(nll))
     given = {"run": run, "metadata": metadata, "stem": stem, "comparison": comparison}
     return _TEMPLATE.read_text(encoding="utf-8").format(
         **given,
         images=len(right),
         accuracy=stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson"),
-        nll=stats.t.interval(0.95, len(nll) - 1, nll.mean(), stats.sem(nll)),
+        nll=(max(low, 0.0), high),  # of few pictures the interval would reach below what can be
         classes=json.dumps(metadata["classes"], ensure_ascii=False),
         config=json_text(metadata["config"]).strip(),
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import decode_image
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
@@ -22,6 +22,8 @@ from mixshare.files import data_folder, display_path, first_line, write
 
 # Said with every exported network.
 PREPROCESSING = "turn by EXIF; white under transparency; bilinear, antialiased resize; no scaling"
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+MOST_NAMED = 20  # files or classes in a message
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -67,20 +69,19 @@ def decode(path: Path) -> Tensor:
     white, and of an animation the first frame is taken.
 
     Raises:
-        OSError, RuntimeError, ValueError: It is damaged, or no PNG, JPEG, GIF or still WebP.
+        OSError: It is damaged, or of none of FORMATS.
     """
     content = path.read_bytes() if path.is_file() else b""  # reading a pipe would never end
-    # With opacity: PNG's colour types 4 and 6, and WebP. Of others torchvision reads it wrongly.
-    png = content.startswith(b"\x89PNG") and content[25:26] in (b"\4", b"\6")
-    mode = "RGB_ALPHA" if png or content.startswith(b"RIFF") else "RGB"
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    image = decode_image(encoded, mode=mode, apply_exif_orientation=True)
-    image = v2.functional.to_dtype(image, torch.uint8, scale=True)
-    image = image[0] if image.ndim == 4 else image
-    if len(image) == 3:
-        return image
-    opacity = image[3:].float() / 255
-    return (image[:3] * opacity + 255 * (1 - opacity)).round().byte()
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+            picture = ImageOps.exif_transpose(file)
+    except Exception as error:  # of damaged files Pillow has many kinds of error
+        raise FileProblem(f"can't read {printable(path)}: {first_line(error)}") from error
+    if picture.mode == "I;16":  # which Pillow would clip
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    page = Image.new("RGBA", picture.size, "white")
+    levels = np.array(Image.alpha_composite(page, picture.convert("RGBA")).convert("RGB"))
+    return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 def read_pictures(paths: Sequence[Path], shape: Sequence[int]) -> Tensor:
@@ -101,11 +102,15 @@ def read_pictures(paths: Sequence[Path], shape: Sequence[int]) -> Tensor:
     for path in tqdm(paths, desc="reading", unit="picture", disable=None):
         try:
             images.append(fit(decode(path)).permute(1, 2, 0))
-        except (OSError, RuntimeError, ValueError):
-            unreadable.append(str(path))
+        except OSError:
+            unreadable.append(path)
     if unreadable:
-        found = f"{len(unreadable)} of {len(paths)} files can't be read: {_first(unreadable)}"
-        raise FileProblem(f"{found}; they are damaged, or no PNG, JPEG, GIF or still WebP")
+        folder = os.path.commonpath([path.parent for path in paths])
+        names = _first([os.path.relpath(path, folder) for path in unreadable])
+        raise FileProblem(
+            f"{len(unreadable)} of {len(paths)} files in {printable(folder)} can't be read: "
+            f"{names}; they are damaged, or none of {', '.join(FORMATS)}"
+        )
     return torch.stack(images)
 
 
@@ -174,4 +179,4 @@ def _visible(names: Iterable[str]) -> list[str]:
 
 def _first(names: Sequence[str]) -> str:
     """Return the first of many names, for a message."""
-    return ", ".join(map(printable, names[:3])) + ", …" * (len(names) > 3)
+    return ", ".join(map(printable, names[:MOST_NAMED])) + ", …" * (len(names) > MOST_NAMED)

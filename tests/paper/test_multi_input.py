@@ -1,6 +1,7 @@
 """Other networks with M inputs: made by hand, and convolutional networks of timm."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import planted
@@ -24,6 +25,16 @@ FAMILIES = (
     *("hrnet_w18_small", "inception_v3", "lcnet_050"),
 )
 every_family = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+
+
+class Traced:
+    """An object whose unpickling leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def images(*shape, seed=1):
@@ -324,11 +335,28 @@ class TestFromACheckpoint:
         (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
         other = timm.create_model("test_resnet", num_classes=7).state_dict()
         save_file(other, tmp_path / "other.safetensors")
-        torch.save(Exception, tmp_path / "code.pth")
+        torch.save(Traced(tmp_path / "ran"), tmp_path / "code.pth")
         for name in ("missing.pth", "damaged.safetensors", "other.safetensors", "code.pth"):
             with pytest.raises(OSError) as caught:
                 network("test_convnext", init_weights=str(tmp_path / name))
             assert name in in_a_line(caught.value)
+        assert not (tmp_path / "ran").exists()
+
+    def test_its_code_is_not_run_whatever_timm_does_by_itself(self, saved, monkeypatch):
+        asked, load = [], timm.models.load_state_dict
+
+        def spy(path, **options):
+            asked.append(options)
+            return load(path, **options)
+
+        monkeypatch.setattr(timm.models, "load_state_dict", spy)
+        network("test_convnext", init_weights=saved[1])
+        assert asked and all(options["weights_only"] for options in asked)
+
+    @pytest.mark.parametrize("start", ["independent", "half"])
+    def test_encoders_that_would_start_otherwise_are_refused(self, saved, start):
+        with pytest.raises(ValueError, match="identical"):
+            network("test_convnext", init_weights=saved[1], encoder_init=start)
 
 
 # ---- runs
