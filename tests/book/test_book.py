@@ -1,7 +1,7 @@
 """The book as a reader sees it: its HTML, and its pages in headless Chromium, from the disk.
 
 A small book, with one run of each method and a few states of the picture with controls, is built
-once for all tests. Slow tests build the whole book of the published digits.
+once for all tests. Slow tests build the whole book of all published profiles.
 """
 
 import itertools
@@ -27,29 +27,40 @@ from mixshare.figures.names import title
 from mixshare.files import project_root, published_folder
 
 ROOT = project_root()
-DIGITS = published_folder() / "digits"
+PUBLISHED = published_folder()
+DIGITS = PUBLISHED / "digits"
+PROFILES = sorted(path.parent.name for path in PUBLISHED.glob("*/studies"))
 EXPLORED = "digits/chapters/01_training.html"  # the page of the picture with controls
 DOCS = [f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.[mr][ds]*")]
-OTHERS = ["index.html", "digits/index.html", "digits/runs.html", *DOCS, "search.html"]
+OTHERS = ["index.html", *DOCS, "search.html"]
 LEFT_OUT = ["04_adjustments", "06_speed"]  # of the small book
 
 
-def chapters(but: list[str] = ()) -> list[str]:
-    """Return the pages of the published chapters, in order."""
-    published = {path.stem for path in (DIGITS / "chapters").glob("*.ipynb")}
-    return [f"digits/chapters/{name}.html" for name in sorted({"01_training", *published} - {*but})]
+def chapters(profile: str, but: list[str] = ()) -> list[str]:
+    """Return the pages of a profile's published chapters, in order."""
+    published = {path.stem for path in (PUBLISHED / profile / "chapters").glob("*.ipynb")}
+    names = sorted({"01_training", *published} - {*but})
+    return [f"{profile}/chapters/{name}.html" for name in names]
 
 
-def runs(seed: str = "*") -> list[str]:
-    """Return the pages of the published runs; MixShare's first is chapter 01."""
-    folders = [path.parent for path in DIGITS.glob(f"*/seed-{seed}/01_training.ipynb")]
-    pages = {f"digits/runs/{folder.relative_to(DIGITS)}.html" for folder in folders}
-    return sorted(pages - {"digits/runs/mixshare/seed-1.html"})
+def runs(profile: str, seed: str = "*") -> list[str]:
+    """Return the pages of a profile's published runs; MixShare's first is chapter 01."""
+    folder = PUBLISHED / profile
+    paths = folder.glob(f"*/seed-{seed}/01_training.ipynb")
+    pages = {f"{profile}/runs/{path.parent.relative_to(folder)}.html" for path in paths}
+    return sorted(pages - {f"{profile}/runs/mixshare/seed-1.html"})
 
 
-CHAPTERS, RUNS = chapters(LEFT_OUT), runs("1")
-ALL_CHAPTERS, ALL_RUNS = chapters(), runs()
-PAGES, ALL_PAGES = [*CHAPTERS, *RUNS, *OTHERS], [*ALL_CHAPTERS, *ALL_RUNS, *OTHERS]
+def of_profiles(profiles: list[str]) -> list[str]:
+    """Return the pages about whole profiles."""
+    return [f"{profile}/{name}.html" for profile in profiles for name in ("index", "runs")]
+
+
+CHAPTERS, RUNS = chapters("digits", LEFT_OUT), runs("digits", "1")
+ALL_CHAPTERS = [page for profile in PROFILES for page in chapters(profile)]
+ALL_RUNS = [page for profile in PROFILES for page in runs(profile)]
+PAGES = [*CHAPTERS, *RUNS, *of_profiles(["digits"]), *OTHERS]
+ALL_PAGES = [*ALL_CHAPTERS, *ALL_RUNS, *of_profiles(PROFILES), *OTHERS]
 
 SMALL_BOOK = """\
 import dataclasses, os, pathlib, sys
@@ -114,7 +125,7 @@ def book(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whole_book(tmp_path_factory):
     """Return the whole book, built by the Makefile's command."""
-    return Book([ROOT / "docs" / "book.py", "digits"], tmp_path_factory.mktemp("outputs"))
+    return Book([ROOT / "docs" / "book.py"], tmp_path_factory.mktemp("outputs"))
 
 
 def text_of(node) -> str:
@@ -134,12 +145,11 @@ def steps(slider) -> list[str]:
 
 def executed_cells(page: str) -> list[dict]:
     """Return the cells of the published chapter that a page shows."""
-    name = page.removesuffix(".html").removeprefix("digits/")
-    if name.startswith("runs/"):
-        name = f"{name.removeprefix('runs/')}/01_training"
-    if page == EXPLORED:
+    profile, kind, name = page.removesuffix(".html").split("/", 2)
+    name = f"{kind}/{name}" if kind == "chapters" else f"{name}/01_training"
+    if name == "chapters/01_training":
         name = "mixshare/seed-1/01_training"
-    return json.loads((DIGITS / f"{name}.ipynb").read_text())["cells"]
+    return json.loads((PUBLISHED / profile / f"{name}.ipynb").read_text())["cells"]
 
 
 def check_outputs(book: Book, page: str) -> None:
