@@ -152,10 +152,10 @@ def results_folder(profile: str) -> Path | None:
 
 def _own_or_published(profile: str, pattern: str) -> dict[str, Path]:
     """Return files by their place in the profile's folder: the reader's own before published."""
-    found = {}
+    paths = {}
     for folder in (published_folder() / profile, outputs_folder() / profile):
-        found |= {path.relative_to(folder).as_posix(): path for path in folder.glob(pattern)}
-    return found
+        paths |= {path.relative_to(folder).as_posix(): path for path in folder.glob(pattern)}
+    return paths
 
 
 def _method(run: ExecutedRun) -> str:
@@ -306,8 +306,8 @@ def _purpose(source: str) -> str:
     They are the first sentence of the function's documentation; those that word text come last.
     """
     called = re.findall(r"\b(\w+)\.(\w+)\(", source)
-    for place, name in sorted(called, key=lambda each: each[0] == "report"):
-        function = locate(f"mixshare.chapters.{place}.{name}") or locate(f"mixshare.{place}.{name}")
+    for room, name in sorted(called, key=lambda each: each[0] == "report"):
+        function = locate(f"mixshare.chapters.{room}.{name}") or locate(f"mixshare.{room}.{name}")
         if function and name not in SAYS_LITTLE:
             text = inspect.getdoc(function).splitlines()[0]
             return f"{CODE}: {text[0].lower()}{text[1:]}"

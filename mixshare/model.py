@@ -139,12 +139,12 @@ class MultiInput(nn.Module):
 
     def maps(self, encoding: Tensor) -> list[Tensor]:
         """Return the feature maps after each level: (B, C_k, H_k, W_k) each."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             """Keep a map; a stage of several branches is left out."""
             if isinstance(output, Tensor):
-                found.append(output)
+                outputs.append(output)
 
         levels = [self.get_submodule(level) for level in self.levels]
         hooks = [level.register_forward_hook(keep) for level in levels]
@@ -153,7 +153,7 @@ class MultiInput(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return found or [features]
+        return outputs or [features]
 
     def classify(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
         """Pool and classify the core's features, unmixed where there are masks.

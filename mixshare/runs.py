@@ -116,7 +116,8 @@ class Run:
         answers = self.has_logits  # large ones are not published; then the weights are
         classes = self.logits.shape[2] if answers else self.model.classifiers[0].out_features
         *size, channels = self.metrics["provenance"]["image_shape"]
-        return build_model(self.config, channels, classes, size).eval()
+        with torch_settings():
+            return build_model(self.config, channels, classes, size).eval()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -347,8 +348,8 @@ def load_checkpoint(path: Path, **wanted: Any) -> dict[str, Any]:
     except Exception as error:  # torch, zipfile and pickle have many kinds of error here
         raise damaged_checkpoint(path, type(error).__name__) from error
     if other:
-        found = f"its {other.replace('_', ' ')} is {state.get(other)}, wanted is {wanted[other]}"
-        raise _useless_checkpoint(path, f"of another run: {found}")
+        mismatch = f"its {other.replace('_', ' ')} is {state.get(other)}, wanted is {wanted[other]}"
+        raise _useless_checkpoint(path, f"of another run: {mismatch}")
     return state
 
 
@@ -374,7 +375,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "threads": config.threads,
         "deterministic": config.deterministic,
         "capture": config.capture and gpu,
-        "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
     }
 
 
@@ -384,9 +385,12 @@ def code_version() -> dict[str, Any]:
     # The checkout may be another user's; its code runs already.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), "status", "--porcelain=v2"]
     command += ["--branch", "--untracked-files=no", ":!outputs"]
+    # In a hook of another repository, GIT_DIR and its like name that one.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("GIT_")}
+    options = {"capture_output": True, "text": True, "timeout": 20, "env": environment}
     if (root / ".git").exists():  # else installed or unpacked: a repository around it is not ours
         with suppress(OSError, subprocess.SubprocessError):
-            text = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+            text = subprocess.run(command, **options).stdout
     commit = re.search("^# branch.oid ([0-9a-f]{40})$", text, re.M)
     clean = not re.search("^[^#]", text, re.M) if commit else None
     return {"git_commit": commit and commit[1], "git_clean": clean}

@@ -15,9 +15,7 @@ from mixshare.deploy.cli import make_parser, run_command
 
 
 def main() -> int:
-    """Run one verb; what a stream can't print is replaced."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="replace")
+    """Run one verb."""
     verbs = (prepare, plan, chapter, train, refresh, publish, verify, table)
     return run_command(make_parser("run.py", __doc__, verbs, OPTIONS))
 

@@ -103,14 +103,14 @@ def evidence(tables: dict[str, pd.DataFrame], claims: Sequence[Claim] = ()) -> p
         Of evidence that the tables do not have, a row with its label alone.
     """
     usual = {"margin": 0.0, "fitted": True, "counted": False}
-    found = []
+    rows = []
     for claim in claims or all_claims():
         family = {"claim": claim.claim, "family": claim.family or claim.chapter}
         for item in claim.evidence:
             pieces = list(_kind(item)(item, tables)) or [{}]
-            found += [family | {"label": _label(item)} | usual | piece for piece in pieces]
+            rows += [family | {"label": _label(item)} | usual | piece for piece in pieces]
     names = ["claim", "family", "label", "unit", "expected", "room", *usual]
-    table = pd.DataFrame(found, columns=[*names, *statistics.COLUMNS[:8]])
+    table = pd.DataFrame(rows, columns=[*names, *statistics.COLUMNS[:8]])
     p = table["p"].where(table["margin"] == 0)  # with a margin, intervals judge
     table["holm"] = p.groupby(table["family"]).transform(statistics.holm)
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
@@ -174,16 +174,18 @@ def _by_seed(item: dict[str, Any], rows: str, tables: dict[str, pd.DataFrame]) -
 
 
 def _counted(item: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
-    """Yield for each block how many runs have the claimed verdict, or the opposite one.
+    """Yield for each block how many runs come to the claimed verdict, or to the opposite one.
 
-    By chance a run has either with the probability of `similarity.chance`, 5 %: p is binomial.
+    A verdict that the untrained network has does not count. By chance a run has either with the
+    probability of `similarity.chance`, 5 %: p is binomial.
     """
     rows = tables.get(item["table"], pd.DataFrame(columns=["method", "block"]))
     for block, group in rows.query(item["where"]).groupby("block", sort=False):
-        claimed, opposite = ((group["verdict"] == verdict).sum() for verdict in item["is"])
+        reached = group["verdict"].where(group["verdict"] != group["init_verdict"])
+        claimed, opposite = ((reached == verdict).sum() for verdict in item["is"])
         yield {
             "label": f"{item['label']}, block {block}",
-            "unit": item["is"][0],
+            "unit": f"{item['is'][0]} by training",
             "difference": (claimed - opposite) / len(group),
             "p": stats.binom.sf(max(claimed, opposite) - 1, len(group), TAIL),
             "seeds": f"{claimed} of {len(group)}",
@@ -214,15 +216,15 @@ def _verdict(piece: dict[str, Any]) -> str:
     return "contradicts" if inside or above or max(ends) < -margin else statistics.UNDECIDED
 
 
-def verdicts(found: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tuple[Claim, str]]:
+def verdicts(pieces: pd.DataFrame, claims: Sequence[Claim] = ()) -> Iterator[tuple[Claim, str]]:
     """Yield each claim with its verdict.
 
     Args:
-        found: As `evidence` returns it.
+        pieces: As `evidence` returns it.
         claims: By default all.
     """
     for claim in claims or all_claims():
-        judged = set(found.loc[found["claim"] == claim.claim, "verdict"])
+        judged = set(pieces.loc[pieces["claim"] == claim.claim, "verdict"])
         if not judged:
             yield claim, BY_CONSTRUCTION
         elif judged == {NOT_RUN}:

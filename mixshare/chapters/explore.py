@@ -17,7 +17,7 @@ from mixshare import figures, mixing, runs
 from mixshare.batch import Normalise
 from mixshare.config import RunConfig
 from mixshare.data import Data
-from mixshare.execution import in_jupyter
+from mixshare.execution import in_jupyter, torch_settings
 from mixshare.figures.style import render
 
 # Of a picture with controls: sharp on a screen, where an inch of it is 100 pixels wide. Saved
@@ -135,6 +135,7 @@ def manual_masks(config: RunConfig, share: float, box: str, height: int, width: 
     return mixing.cutmix_masks(boxes, torch.arange(others, -1, -1), height, width)
 
 
+@torch_settings()
 @torch.no_grad()
 def _draw_mixed(
     run: runs.Run, data: Data, rows: list[int], percent: int, box: str
@@ -155,12 +156,12 @@ def _draw_mixed(
     ratios = mixing.mask_ratios(masks)[:, 0]
     members = zip(data.test_labels[rows], ratios, answers, sureness, strict=True)
     for m, (label, ratio, answer, sure) in enumerate(members, start=1):
-        name, said = data.class_names[label], f"{data.class_names[answer]} ({sure:.2f})"
+        name, reply = data.class_names[label], f"{data.class_names[answer]} ({sure:.2f})"
         notes |= {f"input {m}": name, f"mask {m}": f"{ratio:.2f}"}
-        notes[f"kept for\nclassifier {m}"] = said
+        notes[f"kept for\nclassifier {m}"] = reply
         sentences.append(
             f"Input {m} (class {name}) has {ratio:.2f} of the picture; classifier {m} answers "
-            f"{said}."
+            f"{reply}."
         )
     figures.note(figure, notes)
     return figure, " ".join(sentences)

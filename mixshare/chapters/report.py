@@ -16,6 +16,11 @@ RELATIONS = {
     statistics.TOO_FEW: "too close to judge (fewer than ten test images differ) against that of",
 }
 EXPECTED = {-1: "lower", 0: "–", 1: "higher"}
+CHANGES = {
+    "rises": "rises in",
+    "falls": "falls in",
+    statistics.AFTER_HOLM: "does not change significantly, after Holm's correction, in",
+}
 NOT_DIFFERENT = "not significantly different from that of"
 COMPARED = ("figure", "base", "change", "method", "other")  # what names a row
 SCORED = ("method", "network", "seed", "block", "answer", "score")
@@ -110,6 +115,12 @@ def grouped(
     return "; ".join(f"{clause} {listed(each(rows, template))}" for clause, rows in groups)
 
 
+def changes(table: pd.DataFrame, template: str) -> str:
+    """Say what rises and falls during training, as `grouped` does of `studies.over_training`."""
+    rows = table.assign(change=table["change"].map(signed))
+    return grouped(rows, template, CHANGES, "has no clear change in")
+
+
 def differences(table: pd.DataFrame, figure: str) -> str:
     """Say which differences of a figure are significant.
 
@@ -124,14 +135,14 @@ def differences(table: pd.DataFrame, figure: str) -> str:
     values = [signed(scale * value, digits) for value in rows["difference"]]
     alone = rows["seeds"].str.endswith(" 1").all()
     others = "not tested against that of" if alone else NOT_DIFFERENT
-    said = [
+    sentences = [
         f"The {what} of {title(base)}, in {unit}{_correction(each)}, is "
         f"{grouped(each, '{other} ({value})', RELATIONS, others)}."
         for base, each in rows.assign(value=values).groupby("method", sort=False)
     ]
     if alone:
-        said.append("One seed gives no interval, so no difference counts as significant.")
-    return " ".join(said)
+        sentences.append("One seed gives no interval, so no difference counts as significant.")
+    return " ".join(sentences)
 
 
 def _correction(family: pd.DataFrame) -> str:
@@ -151,10 +162,10 @@ def answer(question: str, compared: pd.DataFrame) -> Text | None:
         what, unit, scale, digits = FIGURES[figure]
         clear = rows[rows["verdict"].isin(["higher", "lower"])]
         values = [f"{signed(scale * value, digits)} {unit}" for value in clear["difference"]]
-        said = each(clear.assign(value=values), "{method} minus {other} ({value})")
-        found = f"{len(clear)} of {len(rows)} differences in {what} are significant"
-        texts.append(f"{found}: {listed(said)}." if said else f"{found}.")
-        named += said
+        shown = each(clear.assign(value=values), "{method} minus {other} ({value})")
+        share = f"{len(clear)} of {len(rows)} differences in {what} are significant"
+        texts.append(f"{share}: {listed(shown)}." if shown else f"{share}.")
+        named += shown
     texts.append("What these do not show is open." if named else "These runs do not answer it.")
     return where(bool(question), f"**{question}** {' '.join(texts)}")
 
@@ -232,10 +243,10 @@ def judged(folder: Path) -> pd.DataFrame:
     Args:
         folder: Of the tables that chapters wrote, as `claims.studies_folder` returns it.
     """
-    found = claims.evidence(claims.read_tables(folder))
+    judged_pieces = claims.evidence(claims.read_tables(folder))
     rows = []
-    for claim, verdict in claims.verdicts(found):
-        texts = evidence(found[found["claim"] == claim.claim])
+    for claim, verdict in claims.verdicts(judged_pieces):
+        texts = evidence(judged_pieces[judged_pieces["claim"] == claim.claim])
         pieces = claim.holds or "; ".join(texts)
         rows.append({**vars(claim), "evidence": pieces, "verdict": verdict})
     return pd.DataFrame(rows).drop(columns=["main", "holds", "family"])
@@ -271,7 +282,7 @@ def overview(folders: dict[str, Path], main: bool = False) -> Text:
         main: The main claims alone.
     """
     tables = {name: judged(folder) for name, folder in folders.items()}
-    columns = ["claim", "place", *tables, "chapter"]
+    columns = ["claim", *tables, "place", "chapter"]
     rows = next(iter(tables.values())).assign(**{n: t["verdict"] for n, t in tables.items()})
     rows["chapter"] = rows["chapter"].str[:2]
     rows = rows[[claim.main or not main for claim in claims.all_claims()]]

@@ -87,13 +87,13 @@ def available(configs: Sequence[RunConfig], train_missing: bool = False) -> list
     if train_missing:
         return [train(config) for config in configs]
     bases = published_folder(), outputs_folder()  # of a run in both the last one counts
-    found = {run.config: run for base in bases for run in collect(configs, base)[0]}
-    if not found:
+    by_config = {run.config: run for base in bases for run in collect(configs, base)[0]}
+    if not by_config:
         raise FileProblem(
             f"none of {len(configs)} runs is finished, such as {configs[0].name}, seed "
             f"{configs[0].seed}, profile {configs[0].profile}; train_missing=True makes them"
         )
-    return [found[config] for config in configs if config in found]
+    return [by_config[config] for config in configs if config in by_config]
 
 
 def per_run(finished: Sequence[runs.Run]) -> pd.DataFrame:

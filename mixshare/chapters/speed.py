@@ -149,8 +149,7 @@ def ceiling(device: torch.device, threads: int, repeats: int = 5) -> dict[str, f
         `flops` of a large matrix product, and `bytes` read and written by a large copy.
     """
     size = 8192 if device.type == "cuda" else 2048
-    with torch_settings(device=device):  # sets the threads back, too
-        torch.set_num_threads(threads)
+    with torch_settings(RunConfig.preset("smoke", threads=threads), device):
         a = torch.randn(size, size, device=device)
         x = torch.zeros(2**26, device=device)
         y = torch.zeros_like(x)

@@ -170,8 +170,8 @@ def _overlap(a: Tensor, b: Tensor, prefix: str = "") -> dict[str, Any]:
 def cross_talk(run: runs.Run, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return `similarity.cross_talk` of a run."""
     network, labels = _network(run, images), labels[: len(images)].to(images.device)
-    found = similarity.cross_talk(network, images, labels, images[:FIXED])
-    scores = {name: value.item() for name, value in found.items()}
+    tensors = similarity.cross_talk(network, images, labels, images[:FIXED])
+    scores = {name: value.item() for name, value in tensors.items()}
     return named(run) | scores | {"own_minus_swapped": scores["own"] - scores["swapped"]}
 
 
@@ -225,6 +225,7 @@ def over_training(table: pd.DataFrame, by: list[str], scores: Sequence[str]) -> 
     return table[[*by, "score", "seeds", "start", "end", "change", *ends.values(), "verdict"]]
 
 
+@_exact
 def norm_overlaps(run: runs.Run) -> pd.DataFrame:
     """Compare the first two members in input and output block, before and after training.
 
@@ -248,6 +249,7 @@ def norm_overlaps(run: runs.Run) -> pd.DataFrame:
     return pd.DataFrame(rows.values())
 
 
+@_exact
 def drift(finished: Sequence[runs.Run]) -> pd.DataFrame:
     """Return how far apart each run's encoders began and ended, with its accuracy and agreement."""
     figures = ("accuracy_ensemble", "accuracy_individual", "nll", "agreement")
@@ -334,11 +336,11 @@ def adjustments(finished: Sequence[runs.Run]) -> pd.DataFrame:
 
 def _small_ensembles(finished: Sequence[runs.Run]) -> dict[int, Answers]:
     """Return by seed the deep ensemble of each `half_cost_pair` that has answers."""
-    found = {run.config: run for run in finished if run.has_logits or run.has_weights}
+    by_config = {run.config: run for run in finished if run.has_logits or run.has_weights}
     seeds = {run.config.seed: run.config.profile for run in finished}
     pairs = {seed: half_cost_pair(profile, seed) for seed, profile in seeds.items()}
     return {
-        seed: ensemble([answers(found[config]) for config in pair])
+        seed: ensemble([answers(by_config[config]) for config in pair])
         for seed, pair in pairs.items()
-        if found.keys() >= {*pair}
+        if by_config.keys() >= {*pair}
     }

@@ -148,9 +148,9 @@ def scaled(given: Answers) -> tuple[Answers, list[float]]:
     """
     half = torch.arange(len(given.labels)) % 2
     mean = given.logits.mean(dim=0)
-    found = [temperature(mean[half != k], given.labels[half != k]) for k in (0, 1)]
-    factors = torch.tensor(found, dtype=torch.float64)[half]
-    return replace(given, logits=given.logits / factors[:, None]), found
+    fitted = [temperature(mean[half != k], given.labels[half != k]) for k in (0, 1)]
+    factors = torch.tensor(fitted, dtype=torch.float64)[half]
+    return replace(given, logits=given.logits / factors[:, None]), fitted
 
 
 # Corrupted images
@@ -234,8 +234,8 @@ def robustness(finished: Sequence[runs.Run], data: Data) -> tuple[pd.DataFrame, 
 
 def _quality(run: runs.Run, data: Data, images: Tensor) -> dict[str, Any]:
     given = answers(run, data, images)
-    found = given.metrics
-    return named(given) | {"accuracy": found["accuracy_ensemble"], "nll": found["nll"]}
+    figures = given.metrics
+    return named(given) | {"accuracy": figures["accuracy_ensemble"], "nll": figures["nll"]}
 
 
 def corruption_errors(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -298,16 +298,16 @@ def detection(each: Sequence[Answers]) -> tuple[pd.DataFrame, pd.DataFrame]:
         A row a run and score: `auroc`, `aurc` (the mean of `risks`; Geifman, Uziel and El-Yaniv,
         ICLR 2019), `errors`; and a row a run, score and coverage: `risk`.
     """
-    found, curves = [], []
+    rows, curves = [], []
     for given in each:
         wrong = ~given.scores["right"][0]
         for name, scores in uncertainties(given.logits).items():
             risk, kind = risks(scores, wrong), named(given) | {"score": name}
             figures = {"auroc": auroc(scores, wrong), "aurc": risk.mean(), "errors": wrong.sum()}
             at = risk[np.ceil(COVERAGES / 100 * len(risk)).astype(int) - 1]
-            found.append(kind | figures)
+            rows.append(kind | figures)
             curves.append(pd.DataFrame(kind | {"coverage": COVERAGES / 100, "risk": at}))
-    return pd.DataFrame(found), pd.concat(curves, ignore_index=True)
+    return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
 
 
 def agreements(each: Sequence[Answers]) -> pd.DataFrame:

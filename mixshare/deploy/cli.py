@@ -81,8 +81,11 @@ def make_parser(
 def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> int:
     """Call the verb that the words name, and return the exit status.
 
-    An error for people is its message alone, and exit status 1.
+    An error for people is its message alone, and exit status 1; what a stream can't print is
+    replaced.
     """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")
     try:
         arguments = parser.parse_args(words)
         return arguments.verb(arguments) or 0

@@ -6,6 +6,7 @@ Dimensions: N pictures, C colour channels, H and W of the size that a network ta
 import io
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     classes = {name: find_pictures(folder / name) for name in sorted(_visible(names))}
     if len(classes) < 2:
-        found = f"{printable(folder)} has {len(classes)} subfolders for classes"
-        raise FileProblem(f"{found}; wanted are two or more: photos/<class>/<picture>")
+        problem = f"{printable(folder)} has {len(classes)} subfolders for classes"
+        raise FileProblem(f"{problem}; wanted are two or more: photos/<class>/<picture>")
     if odd := [name for name in classes if name != name.encode(errors="replace").decode()]:
         raise FileProblem(f"no names for classes: {_first(odd)}; wanted is Unicode")
     if few := [f"{name} ({len(paths)})" for name, paths in classes.items() if len(paths) < 2]:
@@ -99,7 +100,8 @@ def read_pictures(paths: Sequence[Path], shape: Sequence[int]) -> Tensor:
     grey = v2.Lambda(lambda image: v2.functional.rgb_to_grayscale(image.float()).round().byte())
     fit = v2.Compose([*[grey] * (channels == 1), v2.Resize((height, width))])
     images, unreadable = [], []
-    for path in tqdm(paths, desc="reading", unit="picture", disable=None):
+    watched = sys.stderr and sys.stderr.isatty()  # there may be none
+    for path in tqdm(paths, desc="reading", unit="picture", disable=not watched):
         try:
             images.append(fit(decode(path)).permute(1, 2, 0))
         except OSError:
@@ -164,8 +166,8 @@ def write_archive(name: str, content: bytes) -> None:
     if not os.path.lexists(path):
         write(path, content)
     elif not path.is_file() or path.read_bytes() != content:
-        found = f"{display_path(path)} holds other pictures, or these in another size or split"
-        raise FileProblem(f"{found}; choose another name with --name, or delete that file")
+        problem = f"{display_path(path)} holds other pictures, or these in another size or split"
+        raise FileProblem(f"{problem}; choose another name with --name, or delete that file")
 
 
 def printable(name: object) -> str:

@@ -31,7 +31,7 @@ SETTINGS = {
     "input_repetition=0.3": "30 % input repetition",
     "loss_root=1": "ratios as loss weights (r = 1)",
     "loss_root=3": "loss weights evened out (r = 3)",
-    "repeat_augmented=true": "one crop and flip for all repetitions",
+    "repeat_augmented=true": "one augmentation for all repetitions",
     "unmix=false": "no unmixing",
     "unmix=true": "unmixing",
     "unmix_normalize=false": "unmixing averaged over all positions",

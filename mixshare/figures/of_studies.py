@@ -24,9 +24,11 @@ from mixshare.figures.style import (
     style_of,
 )
 
-NEAR = 4  # times the median change is still near zero
+NEAR = 10  # times the median change is still near zero
 LINE_LENGTH = 36  # characters of a row's label
 CHANCE_STYLE = {"color": FAINT, "linewidth": 4, "solid_capstyle": "butt"}
+UNTRAINED_STYLE = {"marker": "x", "markersize": 3, "color": "0.2", "linestyle": "none"}
+UNTRAINED_STYLE |= {"markeredgewidth": 0.8}
 
 
 def short(name: str) -> str:
@@ -73,7 +75,7 @@ def _draw_bars(axes: Axes, values: Tensor, heading: str) -> None:
 
 
 def overlaps(table: pd.DataFrame) -> Figure:
-    """Draw every run's overlap after each block, and the range that chance would give in grey.
+    """Draw every run's overlap after each block, untrained and trained, and chance in grey.
 
     Args:
         table: As `chapters.studies.sharing` gives it, for several runs; methods may be starts.
@@ -87,7 +89,7 @@ def overlaps(table: pd.DataFrame) -> Figure:
             _draw_overlaps(panel, table[table["method"] == method], style)
             panel.set_title(short(method))
         axes[0, 0].set_ylabel("overlap of importances")
-        legend_above(figure, axes[0, 0], 1)
+        legend_above(figure, axes[0, 0], 2)
     return figure
 
 
@@ -96,8 +98,9 @@ def _draw_overlaps(panel: Axes, runs: pd.DataFrame, style: dict) -> None:
     for k, row in enumerate(runs.sort_values(["block", "seed"]).itertuples()):
         x = row.block + 0.2 * (k % seeds - (seeds - 1) / 2)  # seeds of a block side by side
         panel.plot([x, x], [row.null_5, row.null_95], **CHANCE_STYLE, label="chance, 5 to 95 %")
+        panel.plot([x], [row.init_overlap], **UNTRAINED_STYLE, label="before training")
         panel.plot([x], [row.overlap], **style)
-    panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.02))
+    panel.set(xticks=sorted(runs["block"].unique()), xlabel="after block", ylim=(0, 1.05))
 
 
 def alignment(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
@@ -182,7 +185,8 @@ def _draw_kernels(panel: Axes, picture: np.ndarray, largest: float) -> AxesImage
 def adjustments(table: pd.DataFrame) -> Figure:
     """Draw what each adjustment changes, in accuracy and in NLL, with both 95 % intervals.
 
-    The axes are linear near zero and logarithmic beyond: some changes are a thousand times others.
+    Two panels for each, as some changes are a thousand times others: near zero, where arrows point
+    to what lies beyond, and the whole range.
 
     Args:
         table: As `chapters.studies.adjustments` gives it; rows of one base come together.
@@ -192,20 +196,35 @@ def adjustments(table: pd.DataFrame) -> Figure:
     table["place"] = table.groupby(["base", "change"], sort=False).ngroup()
     changes = table.drop_duplicates("place")["change"]
     count = len(changes)
-    with new_figure(1, 2, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
-        for panel, figure_name in zip(axes[0], IMAGE_FIGURES, strict=True):
-            label, unit, scale, _ = FIGURES[figure_name]
-            rows = table[table["figure"] == figure_name]
-            typical = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
-            near = 10.0 ** np.floor(np.log10(typical))
-            panel.set_xscale("symlog", linthresh=near)
-            for row in rows.itertuples():
-                style = style_of(row.base)
-                draw_comparison(panel, row.place, row, scale, label=title(row.base), **style)
-            panel.axvline(0, color="black", linewidth=0.6)
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.set_xlabel(f"{label}, {unit}\n(logarithmic beyond ±{near:g})")
+    with new_figure(1, 4, "full", 0.26 * count + 0.9, sharey=True) as (figure, axes):
+        for pair, name in zip(axes[0].reshape(2, 2), IMAGE_FIGURES, strict=True):
+            label, unit, scale, _ = FIGURES[name]
+            rows = table[table["figure"] == name]
+            for panel in pair:
+                _draw_changes(panel, rows, scale)
+            near, whole = pair
+            _cut_off(near, rows, scale)
+            near.set_xlabel(f"{label},\n{unit}, near zero")
+            whole.set_xlabel("the whole\nrange")
         labels = [textwrap.fill(change, LINE_LENGTH) for change in changes]
         axes[0, 0].set(yticks=range(count), yticklabels=labels, ylim=(count - 0.5, -0.5))
         legend_above(figure, axes[0, 0], table["base"].nunique())
     return figure
+
+
+def _draw_changes(panel: Axes, rows: pd.DataFrame, scale: float) -> None:
+    for row in rows.itertuples():
+        style = style_of(row.base)
+        draw_comparison(panel, row.place, row, scale, label=title(row.base), **style)
+    panel.axvline(0, color="black", linewidth=0.6)
+    panel.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _cut_off(panel: Axes, rows: pd.DataFrame, scale: float) -> None:
+    """Show what is near zero, with an arrow at the edge to each change beyond."""
+    limit = NEAR * scale * float(rows["difference"].abs().median() or 1e-3)
+    panel.set_xlim(-limit, limit)
+    for row in rows[(scale * rows["difference"]).abs() > limit].itertuples():
+        side = np.sign(row.difference)
+        style = {"color": style_of(row.base)["color"], "marker": ">" if side > 0 else "<"}
+        panel.plot([0.93 * side * limit], [row.place], **style, markersize=4)

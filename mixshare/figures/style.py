@@ -101,7 +101,7 @@ def legend_above(figure: Figure, panel: Axes, columns: int) -> None:
 
 
 def draw_comparison(
-    panel: Axes, place: float, row: Any, scale: float = 1, vertical: bool = False, **style: Any
+    panel: Axes, coordinate: float, row: Any, scale: float = 1, vertical: bool = False, **style: Any
 ) -> None:
     """Draw a difference with its intervals over seeds, with the marker, and over test images, thin.
 
@@ -109,7 +109,7 @@ def draw_comparison(
 
     Args:
         panel: Where it is drawn.
-        place: Of the interval over seeds, on the other axis; the one over images is beside it.
+        coordinate: Of the interval over seeds, on the other axis; the one over images is beside it.
         row: Of a table of `chapters.statistics`, as a named tuple.
         scale: What the numbers are multiplied by.
         vertical: Along the y axis; else along the x axis.
@@ -119,8 +119,8 @@ def draw_comparison(
         hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8}
         style = style | hollow | {"markeredgecolor": style["color"]}
     plain = style | {"marker": "none", "linewidth": 0.6, "label": None}
-    beside = 1.02 * place if vertical else place + BESIDE
-    for kind, position, look in (("seeds", place, style), ("images", beside, plain)):
+    side = 1.02 * coordinate if vertical else coordinate + BESIDE
+    for kind, position, look in (("seeds", coordinate, style), ("images", side, plain)):
         low, high = (getattr(row, f"{kind}_{end}") for end in ("low", "high"))
         values, places = [scale * end for end in (low, row.difference, high)], [position] * 3
         x, y = (places, values) if vertical else (values, places)

@@ -183,8 +183,8 @@ class TestMeasurements:
 class TestCounts:
     item = {"table": "t", "where": "method == 'm'", "is": ["shared", "separated"], "label": "m"}
 
-    def verdict(self, *verdicts):
-        columns = {"block": 1, "verdict": list(verdicts)}
+    def verdict(self, *verdicts, untrained="neither"):
+        columns = {"block": 1, "verdict": list(verdicts), "init_verdict": untrained}
         return judged({"t": runs([0.0] * len(verdicts), **columns)}, claim(self.item))[0]
 
     def test_decide_where_chance_is_an_unlikely_reason(self):
@@ -195,8 +195,15 @@ class TestCounts:
         assert self.verdict("shared", "separated", "neither") == claims.UNDECIDED
         assert self.verdict("shared") == claims.UNDECIDED  # p is 5 %
 
+    def test_what_untrained_networks_have_does_not_count(self):
+        shared = ["shared"] * 3
+        assert self.verdict(*shared, untrained=shared) == claims.UNDECIDED
+        assert self.verdict(*shared, untrained="separated") == claims.SUPPORTED
+        assert self.verdict(*shared, untrained=["neither", "neither", "shared"]) == claims.SUPPORTED
+        assert self.verdict(*["separated"] * 3, untrained=shared) == claims.CONTRADICTED
+
     def test_every_group_must_hold(self):
-        blocks = {"block": [1, 1, 1, 2, 2, 2]}
+        blocks = {"block": [1, 1, 1, 2, 2, 2], "init_verdict": "neither"}
         table = runs([0.0] * 6, verdict=["shared"] * 3 + ["neither"] * 3, **blocks)
         assert judged({"t": table}, claim(self.item)) == [claims.UNDECIDED]
 
@@ -329,9 +336,10 @@ def tables_of_a_world(right: bool) -> dict[str, pd.DataFrame]:
     kernels = {"init_kernel_norm_ratio": start, "kernel_norm_ratio": end + noise}
     cosines = {"init_cosine": 0.5, "cosine": 0.5 + 0.4 * sign + noise, "block": "output"}
     kinds = dict.fromkeys(["mimo", "cut_mixmo"], "separated" if right else "shared")
-    kinds["mixshare"] = "shared" if right else "separated"
+    kinds["mixshare"] = "neither"
+    overlaps = {"init_verdict": "neither", "overlap": 0.5 + 0.4 * sign + noise}
     blocks = [
-        pd.DataFrame({"method": m, "seed": seeds, "block": k, "verdict": kind})
+        pd.DataFrame({"method": m, "seed": seeds, "block": k, "verdict": kind} | overlaps)
         for m, kind in kinds.items()
         for k in (1, 2, 3)
     ]

@@ -109,7 +109,7 @@ def along(lines, widths, seeds=3):
 
 
 def sharing(names):
-    numbers = {"overlap": 0.6, "null_5": 0.3, "null_95": 0.5}
+    numbers = {"overlap": 0.6, "init_overlap": 0.8, "null_5": 0.3, "null_95": 0.5}
     rows = [
         {"method": name, "seed": seed, "block": block, **numbers}
         for name in names
@@ -486,20 +486,20 @@ def test_without_pairs_the_accuracies_fill_the_figure():
 
 def test_adjustments_of_one_base_are_drawn_together():
     mixed = adjusted().sample(frac=1, random_state=0)
-    left, right = figures.adjustments(mixed).axes
+    near, left, _, right = figures.adjustments(mixed).axes
     colours = [line.get_color() for line in marked_lines(left)]
-    changes = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    changes = [label.get_text().replace("\n", " ") for label in near.get_yticklabels()]
     assert sorted(changes) == sorted(mixed["change"].unique()) and len(colours) == len(changes)
     assert sum(a != b for a, b in zip(colours, colours[1:], strict=False)) == 1
     assert len(marked_lines(right)) == len(changes) == len(mixed) / 2
 
 
-def test_a_row_of_the_adjustments_has_one_place_in_both_panels():
+def test_a_row_of_the_adjustments_has_one_place_in_all_panels():
     mixed = adjusted().sample(frac=1, random_state=0)
     numbers = {change: number for number, change in enumerate(mixed["change"].unique())}
     mixed["difference"] = mixed["change"].map(numbers)
-    left, right = figures.adjustments(mixed).axes
-    labels = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    near, left, _, right = figures.adjustments(mixed).axes
+    labels = [label.get_text().replace("\n", " ") for label in near.get_yticklabels()]
     for panel, scale in ((left, 100), (right, 1)):
         for line in marked_lines(panel):
             y, middle = line.get_ydata()[1], line.get_xdata()[1]
@@ -705,14 +705,17 @@ def test_of_a_hundred_classes_the_five_likeliest_are_named_and_the_true_one_is_a
     assert shown[4] == [spaced[k] for k in (14, 13, 12, 11, 50)]
 
 
-def test_small_and_large_changes_can_be_told_from_zero_on_one_axis():
+def test_small_changes_can_be_told_from_zero_and_large_ones_are_pointed_at():
     table = adjusted().assign(difference=0.001, **dict.fromkeys(list(INTERVALS)[1:], 0.001))
     table.loc[table.index[0], "difference"] = -0.5
-    for panel in figures.adjustments(table).axes:
-        points = [(line.get_xdata()[1], 0) for line in marked_lines(panel)]
-        to_axes = panel.transData + panel.transAxes.inverted()
-        places, zero = to_axes.transform(points)[:, 0], to_axes.transform((0, 0))[0]
-        assert (places > 0).all() and (places < 1).all() and (abs(places - zero) > 0.02).all()
+    near, whole, *_ = figures.adjustments(table).axes
+    low, high = near.get_xlim()
+    (arrow,) = [line for line in near.lines if line.get_marker() == "<"]
+    assert low < arrow.get_xdata()[0] < 0.8 * low
+    middles = [line.get_xdata()[1] for line in marked_lines(whole)]
+    small = [middle for middle in middles if middle > 0]
+    assert len(small) == len(middles) - 1 and all(0.02 * high < each < high for each in small)
+    assert min(middles) == -50 > whole.get_xlim()[0]
 
 
 def test_a_difference_that_is_not_significant_has_a_hollow_marker():

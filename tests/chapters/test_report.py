@@ -103,6 +103,16 @@ class TestDifferences:
         assert text.count("Holm") == 1 and corrected in text
 
 
+def test_changes_by_training_that_only_holm_leaves_open_are_not_called_unclear():
+    verdicts = ["rises", statistics.AFTER_HOLM, statistics.UNDECIDED]
+    table = pd.DataFrame({"method": ["mimo", "mixshare", "single"], "verdict": verdicts})
+    text = report.changes(table.assign(change=[0.5, -0.204, -0.001]), "{method} ({change})")
+    assert text == (
+        "rises in MIMO (+0.50); does not change significantly, after Holm's correction, in "
+        "MixShare (−0.20); has no clear change in Single network (0.00)"
+    )
+
+
 def test_rows_are_grouped_by_their_verdicts():
     table = pd.DataFrame({"method": ["mimo", "mixshare", "single"], "verdict": ["up", "?", "up"]})
     text = report.grouped(table, "{method}", {"up": "rises in"}, "is open in")
@@ -162,7 +172,7 @@ class TestClaims:
         declared = [c for c in claims.all_claims() if c.chapter == "03_subnetwork_features"]
         assert box.count("> **Claim**") == box.count("> **Verdict: ") == len(declared) == 3
         assert all(each.claim in box and each.open in box for each in declared)
-        assert "> - MIMO, block 1: 3 of 3 runs separated: supports it" in box
+        assert "> - MIMO, block 1: 3 of 3 runs separated by training: supports it" in box
         assert report.box(self.folder).count("> **Claim**") == len(claims.all_claims()) - 1
 
     def test_without_tables_there_is_no_evidence(self, tmp_path):
@@ -179,7 +189,7 @@ class TestClaims:
 
     def test_the_overview_has_a_row_for_each_and_a_column_for_each_profile(self, outputs):
         lines = report.overview({"digits": self.folder, "smoke": outputs}).splitlines()
-        assert lines[0] == "| claim | place | digits | smoke | chapter |"
+        assert lines[0] == "| claim | digits | smoke | place | chapter |"
         assert len(lines) == 2 + len(claims.all_claims())
         assert all(line.count("|") == 6 for line in lines)
-        assert lines[3].split(" | ")[3] == claims.NO_RESULTS
+        assert lines[3].split(" | ")[2] == claims.NO_RESULTS

@@ -14,6 +14,7 @@ import torch
 from mixshare import RunConfig, figures
 from mixshare.chapters import speed
 from mixshare.config import PROFILES
+from mixshare.execution import torch_settings
 from mixshare.model import Shortcut
 from mixshare.plan import plan_epoch
 from mixshare.step import Step
@@ -94,10 +95,10 @@ def test_the_steps_of_every_profile_can_be_timed():
 def test_the_ceiling_is_operations_and_bytes_by_the_best_time(monkeypatch):
     times = iter([4.0, 2.0, 3.0, 0.5, 0.25, 1.0])
     monkeypatch.setattr(speed, "_seconds", lambda step, steps: next(times))
-    threads = torch.get_num_threads()
-    ceiling = speed.ceiling(CPU, 1, repeats=3)
+    with torch_settings(RunConfig.preset("smoke", threads=2)):
+        ceiling = speed.ceiling(CPU, 1, repeats=3)
+        assert torch.get_num_threads() == 2
     assert ceiling == {"flops": 2 * 2048**3 / 2.0, "bytes": 8 * 2**26 / 0.25}
-    assert torch.get_num_threads() == threads
 
 
 def test_the_shares_of_time_are_of_every_kind_and_sum_to_one():

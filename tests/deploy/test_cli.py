@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -169,3 +170,13 @@ def test_help_names_every_option(command, capsys):
     for verbs, name, option in cli.OPTIONS:
         if command and command in verbs:
             assert option.get("metavar", name) in text
+
+
+def test_training_ends_well_whatever_its_streams_can_print(photos, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXSHARE_OUTPUTS", str(tmp_path / "Ausgabe-ö"))
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["train", "--images", str(photos), "--size", "8", "--epochs", "1"]) == 0
+    printed.flush()
+    assert b"Ausgabe-?" in printed.buffer.getvalue()

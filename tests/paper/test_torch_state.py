@@ -143,16 +143,21 @@ NAMES = ["double", "half", "device around", "inference mode", "autocast", "preci
 def test_a_loaded_network_and_a_study_of_it_are_as_without_it(name, finished):
     run = finished(**QUICK)
     inputs = studies.test_inputs(load_data(run.config.dataset), 40)
-    expected = studies.sharing(run, inputs)
+
+    def tables(run):
+        return [studies.sharing(run, inputs), studies.norm_overlaps(run), studies.drift([run])]
+
+    expected = tables(run)
     with DISTURBANCES[name]():
         again = mixshare.runs.Run(run.config, run.folder)
         weights = list(again.model.parameters())
-        table = studies.sharing(again, inputs)
+        others = tables(again)
     assert {weight.dtype for weight in weights} == {torch.float32}
     assert not any(weight.is_inference() for weight in weights)
     for one, other in zip(weights, run.model.parameters(), strict=True):
         assert one.device.type == "cpu" and torch.equal(one, other)
-    pd.testing.assert_frame_equal(table, expected)
+    for table, wanted in zip(others, expected, strict=True):
+        pd.testing.assert_frame_equal(table, wanted)
     assert features.kernel_norms(again.model).dtype == torch.float32
 
 

@@ -418,6 +418,17 @@ def test_a_checkout_of_another_user_is_named_by_its_commit_too(repository, monke
     assert code_of(repository, monkeypatch) == expected and expected["git_commit"]
 
 
+def test_in_a_hook_of_another_repository_a_checkout_has_its_own_commit(
+    repository, tmp_path_factory, monkeypatch
+):
+    expected, other = code_of(repository, monkeypatch), tmp_path_factory.mktemp("other")
+    git(other, "init", "--quiet")
+    git(other, "commit", "--quiet", "--allow-empty", "-m", "theirs")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert code_of(repository, monkeypatch) == expected and expected["git_commit"]
+
+
 def test_code_that_was_installed_or_unpacked_inside_anothers_repository_has_no_commit(
     repository, monkeypatch
 ):

@@ -18,7 +18,7 @@ import verify
 
 import mixshare
 from mixshare import files, metrics, runs
-from mixshare.chapters import grids, results, statistics, trust
+from mixshare.chapters import grids, report, results, statistics, trust
 from mixshare.config import fields_digest
 from mixshare.data import load_data
 from mixshare.files import project_root, published_folder, read_json
@@ -37,6 +37,7 @@ KINDS = ("seeds", "images")
 NARROW = ("single", "mixshare", "cut_mixmo")
 SINGLE = ("single", "single+pixel_cutmix=true")
 SAME_ROWS = "single+batch_repetition=2"
+NO_UNMIXING = "mixshare+unmix=false"
 UNDECIDED = {statistics.UNDECIDED, statistics.AFTER_HOLM, statistics.TOO_FEW}
 DECLARED = [
     grids.read(file)
@@ -51,6 +52,13 @@ def published(config: mixshare.RunConfig) -> runs.Run:
 
 def table(profile: str, name: str, **options) -> pd.DataFrame:
     return pd.read_csv(PUBLISHED / profile / "studies" / name, **options)
+
+
+def headings(path: Path) -> list[str]:
+    """Return a notebook's."""
+    cells = [cell for cell in read_json(path)["cells"] if cell["cell_type"] == "markdown"]
+    lines = [line.rstrip("\n") for cell in cells for line in cell["source"]]
+    return [line for line in lines if line.startswith("#")]
 
 
 def check_paired(folder: Path, finished: list[runs.Run], baseline: str) -> None:
@@ -134,15 +142,19 @@ class TestRuns:
         for name in ("accuracy_ensemble", "accuracy_members", "nll", "ece"):
             assert found[name] == pytest.approx(run.metrics[name], abs=verify.EVALUATED)
 
-    def test_their_chapters_are_of_the_same_run(self):
-        for config in DIGITS.configs:
-            chapter = json.loads((published(config).folder / "01_training.ipynb").read_text())
-            assert chapter["metadata"]["papermill"]["parameters"] == {
-                "profile": "digits",
+    def test_their_chapters_are_of_the_same_run_and_say_what_the_chapter_says_today(self):
+        today = headings(project_root() / "notebooks" / "01_training.ipynb")
+        paths = [*PUBLISHED.glob("*/*/seed-*/01_training.ipynb")]
+        assert len(today) > 5 and len(paths) > 30
+        for path in paths:
+            config = mixshare.RunConfig.from_dict(read_json(path.with_name("config.json")))
+            assert read_json(path)["metadata"]["papermill"]["parameters"] == {
+                "profile": config.profile,
                 "method": config.method,
                 "seed": config.seed,
                 "overrides": config.overrides,
             }
+            assert headings(path) == today, path
 
     def test_their_members_solve_the_digits(self):
         """No member is at chance, and ensembles are near 99 %: far below what any seed reached."""
@@ -356,6 +368,46 @@ class TestThePagesOnPhotographs:
             "right on {} of them, MixShare on {} and Cut-MixMo on {}".format(*narrow),
         ):
             assert text in PAGES, text
+
+    @pytest.mark.parametrize("grid", ["photographs-adjustments", "photographs-masked"])
+    def test_on_a_block_of_ablations_compared_as_planned(self, grid):
+        ablations = grids.read(f"workflow/grids/{grid}.yml").configs
+        bases = [mixshare.RunConfig.preset("photographs", "mixshare", s) for s in (1, 2, 3)]
+        finished, missing = results.collect([*bases, *ablations], PUBLISHED)
+        pairs = results.paired(finished, "mixshare")  # Holm over the block, for each figure
+        assert not missing and len(pairs) == 2 * len(ablations) / 3
+        said = "difference (95 %: over seeds; over test images)"
+        for other, both in report.readable(pairs).groupby("other", sort=False):
+            cells = [other, *both[[said, "verdict"]].to_numpy().ravel()]
+            assert f"| {' | '.join(cells)} |".replace("\u00a0", " ") in PAGES, cells
+
+    def test_on_what_the_ablations_say(self):
+        """Chapters 02 and 04, whose families are others than the plan's, have its verdicts."""
+        kept = pd.concat(
+            [table("photographs", f"{name}.csv") for name in ("adjustments", "alignment_paired")]
+        )
+        accuracy, nll = (kept[kept["figure"] == name] for name in ("accuracy_ensemble", "nll"))
+        clear = {"supports", "contradicts", "higher", "lower"}
+        assert accuracy[accuracy["verdict"].isin(clear)]["method"].tolist() == [NO_UNMIXING]
+        changed = accuracy.set_index("method").loc[NO_UNMIXING]
+        assert changed["verdict"] == "lower" and f"loses {lead(changed, sign=-1)} points" in README
+        assert f"falls by {lead(changed, sign=-1)} points, and no other" in PAGES
+        lower = nll[nll["verdict"].isin(clear)].set_index("method")
+        masked = lower.loc["mixshare+unmix_normalize=false"]
+        assert f"NLL is lower by {-masked['difference']:.3f} nats" in PAGES and len(lower) == 1
+        of_seeds = [
+            [
+                published(mixshare.RunConfig.of("photographs", "mixshare", seed, overrides)).metrics
+                for seed in (1, 2, 3)
+            ]
+            for overrides in ({"unmix": False}, {}, {"encoder_init": "independent"})
+        ]
+        agreed = [100 * sum(run["agreement"] for run in each) / 3 for each in of_seeds]
+        assert "agree on {:.1f} % of the images in place of {:.1f} %".format(*agreed) in PAGES
+        right = [100 * run["accuracy_ensemble"] for run in of_seeds[-1]]
+        assert "right on {:.2f}, {:.2f} and {:.2f} %".format(*right) in PAGES
+        claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]
+        assert claimed.filter(like="common language").tolist() == ["undecided"]
 
     def test_on_the_verdicts(self):
         claimed = table("photographs", "claims.csv").set_index("claim")["verdict"]

@@ -14,6 +14,8 @@ import mixshare
 from mixshare.files import project_root
 
 PAGES = {path.relative_to(project_root()).as_posix(): path.read_text() for path in publish.pages()}
+# How the recipes for an archive and for pictures begin.
+ARCHIVE, PHOTOS = (f"from pathlib import Path\n\nimport {name}" for name in ("numpy", "mixshare"))
 README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 
 
@@ -33,7 +35,12 @@ def run(text: str, folder: Path, capsys, monkeypatch) -> str:
 
 
 def test_the_archive_of_the_page_is_a_data_set_to_train_on(tmp_path, outputs, capsys, monkeypatch):
-    run(snippet("docs/own-data.md", "from pathlib"), tmp_path, capsys, monkeypatch)
+    run(
+        snippet("docs/own-data.md", ARCHIVE),
+        tmp_path,
+        capsys,
+        monkeypatch,
+    )
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
     config = mixshare.RunConfig.preset("digits", "single", dataset="mine", epochs=5)
     trained = mixshare.train(config)
@@ -49,7 +56,7 @@ def test_a_folder_of_images_becomes_an_ensemble(tmp_path, outputs, capsys, monke
             picture = random.integers(0, 256, (*size, 3)) // 4 + (150 if kind == "bees" else 0)
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{n}.png")
     monkeypatch.setenv("MIXSHARE_DATA", str(tmp_path / "data"))
-    text = snippet("docs/own-data.md", "from functools").replace("epochs=10", "epochs=5")
+    text = snippet("docs/own-data.md", PHOTOS).replace("epochs=10", "epochs=5")
     accuracy, folder = run(text, tmp_path, capsys, monkeypatch).split()
     assert float(accuracy) > 0.9 and Path(folder).is_relative_to(outputs / "digits")
     provenance = mixshare.runs.Run(None, Path(folder)).metrics["provenance"]
@@ -70,14 +77,15 @@ def test_a_picture_of_any_kind_is_read_as_what_people_see(tmp_path, capsys, monk
         "opacity.png": (Image.merge("LA", (grey, opaque)), {}),
         "palette.png": (grey.convert("P"), {"transparency": 255}),
         "turned.jpg": (grey.rotate(180), {"exif": turned, "quality": 95}),
+        "turned.webp": (grey.rotate(180), {"exif": turned, "lossless": True}),
     }
     for name, (picture, options) in kinds.items():
         picture.save(folder / name, **options)
-    lines = snippet("docs/own-data.md", "from functools").partition("labels, test =")[0]
+    lines = snippet("docs/own-data.md", PHOTOS).partition("labels, test =")[0]
     shown = "print(images.dtype, images.shape, images.tolist(), sep='|')"
     dtype, shape, pixels = run(f"{lines}\n{shown}", tmp_path, capsys, monkeypatch).split("|")
     expected = np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR))[..., None]
-    assert (dtype, shape) == ("uint8", "(6, 32, 32, 3)")
+    assert (dtype, shape) == ("uint8", "(7, 32, 32, 3)")
     for name, image in zip(sorted(kinds), np.array(json.loads(pixels)), strict=True):
         assert np.abs(image - expected).max() <= 5, name
 
