@@ -155,13 +155,13 @@ def _draw_mixed(
     notes, sentences = {}, [f"Asked for: {percent} % for input 1."]
     ratios = mixing.mask_ratios(masks)[:, 0]
     members = zip(data.test_labels[rows], ratios, answers, sureness, strict=True)
+    names = [name.replace("_", " ") for name in data.class_names]
     for m, (label, ratio, answer, sure) in enumerate(members, start=1):
-        name, reply = data.class_names[label], f"{data.class_names[answer]} ({sure:.2f})"
-        notes |= {f"input {m}": name, f"mask {m}": f"{ratio:.2f}"}
-        notes[f"kept for\nclassifier {m}"] = reply
+        notes |= {f"input {m}": names[label], f"mask {m}": f"{ratio:.2f}"}
+        notes[f"kept for\nclassifier {m}"] = f"{names[answer]}\n({sure:.2f})"
         sentences.append(
-            f"Input {m} (class {name}) has {ratio:.2f} of the picture; classifier {m} answers "
-            f"{reply}."
+            f"Input {m} (class {names[label]}) has {ratio:.2f} of the picture; classifier {m} "
+            f"answers {names[answer]} ({sure:.2f})."
         )
     figures.note(figure, notes)
     return figure, " ".join(sentences)

@@ -41,7 +41,9 @@ def mixing(images: Tensor, masks: Tensor, mixed: Tensor, features: Tensor, kept:
 
 
 def note(figure: Figure, notes: dict[str, str]) -> None:
-    """Put a text under each panel of a figure whose title is a key of `notes`."""
+    """Put a text under each panel of a figure whose title is a key of `notes`; it grows by them."""
+    lines = max(text.count("\n") for text in notes.values())
+    figure.set_figheight(figure.get_figheight() + 0.15 * lines)
     panels = {panel.get_title(): panel for panel in figure.axes}
     for title, text in notes.items():
         panels[title].set_xlabel(text)

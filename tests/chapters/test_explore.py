@@ -1,6 +1,7 @@
 """Pictures with controls: drawn anew for each choice, live in JupyterLab, plain elsewhere."""
 
 import base64
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -98,6 +99,17 @@ class TestMixingByHand:
                 near = 1e-6 if box == explore.NO_BOX else 1 / 16  # half a pixel on two sides
                 assert shares[-1] == pytest.approx(percent / 100, abs=near)
             assert shares == sorted(shares) and 0 < shares[0] < shares[-1]
+
+    def test_long_names_of_classes_are_not_cut_off(self):
+        data = replace(DATA, class_names=("aquarium_fish", "pickup_truck") * 5)
+        figure, sentence = explore.mixed(untrained("mixshare"), data).draw(50, "middle")
+        figure.draw_without_rendering()
+        assert "aquarium fish" in sentence
+        for panel in figure.axes:
+            for text in (panel.title, panel.xaxis.label):
+                box = text.get_window_extent()
+                assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+                assert box.y0 >= 0 and box.y1 <= figure.bbox.y1, text.get_text()
 
     @pytest.mark.parametrize("box", explore.BOX_CENTRES)
     def test_a_box_lies_wholly_in_the_image(self, box):
