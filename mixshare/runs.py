@@ -379,14 +379,17 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
+# Variables that name a repository: in a hook of another one, that.
+_GIT_NAMES = [f"GIT_{name}" for name in ("DIR", "WORK_TREE", "COMMON_DIR", "INDEX_FILE")]
+
+
 def code_version() -> dict[str, Any]:
     """Return the checkout's commit, and whether its tracked files are so, outputs left out."""
     root, text = Path(__file__).resolve().parents[1], ""
     # The checkout may be another user's; its code runs already.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), "status", "--porcelain=v2"]
     command += ["--branch", "--untracked-files=no", ":!outputs"]
-    # In a hook of another repository, GIT_DIR and its like name that one.
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith("GIT_")}
+    environment = {name: os.environ[name] for name in os.environ if name not in _GIT_NAMES}
     options = {"capture_output": True, "text": True, "timeout": 20, "env": environment}
     if (root / ".git").exists():  # else installed or unpacked: a repository around it is not ours
         with suppress(OSError, subprocess.SubprocessError):
